@@ -1,0 +1,88 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This file is PRIVATE to the collection. Do not use it from outside.
+
+"""The evidence record: one criterion, what was measured, what was required, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import typing as t
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import to_plain
+
+VERDICTS = ("pass", "fail", "not_measured", "not_applicable")
+EVIDENCE_FILE = "evidence.jsonl"
+
+
+def utc_now() -> str:
+    """The current time in UTC, ISO 8601 with milliseconds and a Z."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """One measured fact.
+
+    ``criterion`` is a dotted identifier (``preflight.server_version``), ``phase`` the phase of the run it belongs to, ``source``
+    how it was measured. "Not measured" is a verdict of its own and never passes a gate.
+    """
+
+    criterion: str
+    phase: str
+    verdict: str
+    measured: t.Any
+    required: t.Any
+    source: str
+    time: str = dataclasses.field(default_factory=utc_now)
+    details: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise PlanError(f"{self.verdict!r} is not a verdict", remedy=f"Use one of {', '.join(VERDICTS)}.")
+
+    def to_dict(self) -> dict[str, t.Any]:
+        record = dataclasses.asdict(self)
+        return {key: to_plain(value) for key, value in record.items()}
+
+
+def verdict(passed: bool | None) -> str:
+    """``pass`` or ``fail``; ``not_measured`` for None."""
+    return "not_measured" if passed is None else "pass" if passed else "fail"
+
+
+def record(run_dir: str | None, evidence: t.Sequence[Evidence]) -> list[dict[str, t.Any]]:
+    """The records as plain objects; also appended to ``evidence.jsonl`` of the run directory when there is one.
+
+    Written by the library and not from a task result, because Ansible blanks out every result that happens to contain a secret.
+
+    :raises EnvironmentProblem: the run directory cannot be written
+    """
+    plain = [item.to_dict() for item in evidence]
+    if run_dir and plain:
+        append_lines(os.path.join(run_dir, EVIDENCE_FILE), plain)
+    return plain
+
+
+def append_lines(path: str, objects: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+    """Append objects to a JSON Lines file of mode 0600, in one write, making its 0700 directory when it is missing.
+
+    :raises EnvironmentProblem: the file cannot be written
+    """
+    text = "".join(json.dumps(item, sort_keys=True) + "\n" for item in objects)
+    try:
+        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "ab") as stream:
+            stream.write(text.encode("utf-8"))
+    except OSError as exc:
+        raise EnvironmentProblem(
+            f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable for the user who runs Ansible."
+        ) from exc

@@ -1,0 +1,1174 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This file is PRIVATE to the collection. Do not use it from outside.
+
+"""plan.yml, or a directory in another layout, to a :class:`Plan`; everything is validated before anything connects.
+
+SQL files are not read here: only their existence is checked, by one directory listing, so that a plan of a thousand
+migrations loads in milliseconds. ``docs/plan.md`` is the reference for users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import hashlib
+import os
+import re
+import stat
+import typing as t
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Check, check_file, nearest, parse_check
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, Location, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
+
+try:
+    import yaml
+
+    # The one built on libyaml is about ten times as fast.
+    _Loader: t.Any = getattr(yaml, "CSafeLoader", None) or yaml.SafeLoader
+    YAML_ERROR: ImportError | None = None
+except ImportError as exc:
+    YAML_ERROR = exc
+
+PLAN_FILES = ("plan.yml", "plan.yaml")
+RISK_LEVELS = ("low", "medium", "high", "critical")
+MANUAL_REASON = "applied only when named"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)+")
+_IDENTIFIER = r'(?:[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_$\u0080-\U0010ffff]*|"(?:[^"\x00]|"")+")'
+_NAME = re.compile(_IDENTIFIER)
+_QUALIFIED = re.compile(rf"({_IDENTIFIER})\.({_IDENTIFIER})")
+_DIRECTIVE = re.compile(r"--[ \t]*surefoot[ \t]*:[ \t]*(.*?)[ \t]*\Z")
+# A directive further down is not looked for; nobody writes this much comment before the first statement.
+_HEAD_BYTES = 65536
+# Values of a plan are small; more than this is an anchor that multiplies itself.
+_MAX_NODES = 2_000_000
+_MAX_DEPTH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how long a migration is tried again after a lock timeout, deadlock or serialization failure.
+
+    ``max_delay`` (of one pause) and ``deadline`` (of all attempts together) are in seconds.
+    """
+
+    attempts: int = 30
+    max_delay: float = 10.0
+    deadline: float = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """``lock_timeout`` and ``statement_timeout`` in seconds, and the retries."""
+
+    lock_timeout: float = 0.5
+    statement_timeout: float = 30.0
+    retry: RetryPolicy = RetryPolicy()
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
+class SqlStep:
+    """One SQL file.
+
+    ``path`` is absolute, ``file`` as the plan writes it; ``declared_transaction`` is None when the plan is silent.
+    """
+
+    name: str
+    path: str
+    file: str
+    location: Location
+    declared_transaction: bool | None = None
+
+    @functools.cached_property
+    def transaction(self) -> bool:
+        """Whether the file runs in a transaction: what the plan says, else what the file's head says, else yes.
+
+        Reads the head of the file at the first use when the plan says nothing.
+
+        :raises PlanError: the file cannot be read, or its directive is not understood
+        """
+        if self.declared_transaction is not None:
+            return self.declared_transaction
+        shown = os.path.join(os.path.dirname(self.location.file), self.file)
+        return read_directives(self.path, shown).get("transaction", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackfillStep:
+    """An UPDATE of a whole table in batches along a key.
+
+    ``table`` is "schema.table" as SQL writes it. ``key`` and the names in ``set`` are the columns' real names, to be
+    quoted; the values of ``set`` and ``where`` are SQL expressions. ``pause`` between batches and ``max_lag`` (the
+    replication lag above which the next batch waits; None: not looked at) are in seconds.
+    """
+
+    name: str
+    table: str
+    key: tuple[str, ...]
+    set: t.Mapping[str, str]
+    where: str | None
+    batch: int
+    pause: float
+    max_lag: float | None
+    location: Location
+    transaction: t.ClassVar[bool] = False
+
+    @property
+    def relation(self) -> tuple[str, str]:
+        """Schema and table, unquoted."""
+        return split_qualified(self.table)
+
+
+Step = t.Union[SqlStep, BackfillStep]
+
+
+@dataclasses.dataclass(frozen=True)
+class Risk:
+    """One line of a risk table. ``level``, ``probability`` and ``impact`` are low, medium, high, critical or None."""
+
+    level: str | None = None
+    probability: str | None = None
+    impact: str | None = None
+    mitigation: str | None = None
+    owner: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Migration:
+    """One unit of change. ``index`` is its place in the plan from 0, ``expected`` the planned duration in seconds.
+
+    ``rollback`` is None when there is no way back by SQL. ``manual`` is the reason why it is only applied when named.
+    ``session_settings`` maps a server setting to the secret variable whose value it gets.
+    """
+
+    id: str
+    summary: str
+    index: int
+    steps: tuple[Step, ...]
+    location: Location
+    risk: Risk | None = None
+    expected: float | None = None
+    requires: tuple[str, ...] = ()
+    rollback: tuple[SqlStep, ...] | None = None
+    rollback_loses: tuple[str, ...] = ()
+    verify: tuple[Check, ...] = ()
+    manual: str | None = None
+    limits: Limits = DEFAULT_LIMITS
+    lock_tables: tuple[str, ...] = ()
+    session_settings: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A migration set. ``directory`` is absolute; ``file`` is the plan file's path as given, None in the plain layout.
+
+    ``variables`` maps names to defaults; None means that a value must be given.
+    """
+
+    name: str
+    directory: str
+    file: str | None
+    out_of_order: str
+    transaction: str
+    variables: t.Mapping[str, t.Any]
+    secret_variables: tuple[str, ...]
+    drift_ignore: tuple[str, ...]
+    migrations: tuple[Migration, ...]
+    warnings: tuple[str, ...] = ()
+    sha256: str = ""
+
+    @functools.cached_property
+    def _by_id(self) -> dict[str, Migration]:
+        return {migration.id: migration for migration in self.migrations}
+
+    def migration(self, id: str) -> Migration:  # noqa: A002
+        """The migration of this id.
+
+        :raises PlanError: there is none; names the nearest
+        """
+        found = self._by_id.get(id)
+        if found is None:
+            remedy = _nearest_id(id, self._by_id)
+            raise PlanError(f"the plan {self.name} has no migration {id!r}", location=self.location, remedy=remedy)
+        return found
+
+    @property
+    def location(self) -> Location:
+        """The plan's file, or its directory."""
+        return Location(self.file or self.directory)
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's text (of the list of file names in the plain layout); the SQL files have their own."""
+        return self.sha256
+
+    def values(
+        self, given: t.Mapping[str, t.Any], secrets: t.Mapping[str, t.Any]
+    ) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+        """Plain and secret values for SQL: the plan's defaults, overridden by what is given.
+
+        :raises PlanError: a variable that must be given is not, or one is given in the wrong place
+        """
+        for name in given:
+            if name in self.secret_variables or name in secrets:
+                problem = f"variable {name} is secret, and given as a plain one"
+                raise PlanError(problem, location=self.location, remedy="Give it in secret_variables only.")
+        for name in secrets:
+            if name in self.variables:
+                problem = f"variable {name} is given as a secret, and declared as a plain one"
+                raise PlanError(problem, location=self.location, remedy="List it under secret_variables of the plan.")
+        values = {**self.variables, **given}
+        missing = [name for name in self.variables if values[name] is None]
+        if missing:
+            problem = f"no value for variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+            raise PlanError(problem, location=self.location, remedy="Give it in the option variables.")
+        missing = [name for name in self.secret_variables if secrets.get(name) is None]
+        if missing:
+            problem = f"no value for secret variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+            raise PlanError(problem, location=self.location, remedy="Give it in the option secret_variables.")
+        return values, dict(secrets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A way to lay out a migration set in a directory. ``load`` takes the path as the user gave it."""
+
+    name: str
+    detect: t.Callable[[str], bool]
+    load: t.Callable[[str], Plan]
+
+
+def load_plan(path: str) -> Plan:
+    """The plan at a path: a plan file, or a directory in one of the known layouts.
+
+    :raises PlanError: with file, line and column
+    :raises EnvironmentProblem: a Python package the plan needs is missing
+    """
+    with _collector_paused():
+        return _load(os.fspath(path))
+
+
+def _load(path: str) -> Plan:
+    if os.path.isfile(path):
+        if not path.endswith((".yml", ".yaml")):
+            raise PlanError(f"{path} is not a plan", remedy="Give a plan.yml or the directory that holds it.")
+        return _load_plan_file(path)
+    if not os.path.isdir(path):
+        raise PlanError(f"{path} does not exist", remedy="Give a plan.yml or the directory of a migration set.")
+    for layout in LAYOUTS:
+        if layout.detect(path):
+            return layout.load(path)
+    remedy = "Give a directory with a plan.yml, or with files named NNN_name.sql."
+    raise PlanError(f"{path} holds no migration set", remedy=remedy)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> t.Iterator[None]:
+    """Nodes and dataclasses of a plan all live; looking for garbage among them takes more time than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def split_qualified(name: str) -> tuple[str, str]:
+    """Schema and object of ``schema.name``, unquoted, unquoted words in lower case as PostgreSQL folds them.
+
+    :raises PlanError: not a schema-qualified name
+    """
+    match = _QUALIFIED.fullmatch(name)
+    if match is None:
+        raise PlanError(f"{name!r} is not a schema-qualified name", remedy="Write schema.table.")
+    return _identifier(match.group(1)), _identifier(match.group(2))
+
+
+def _identifier(text: str) -> str:
+    if text.startswith('"'):
+        return text[1:-1].replace('""', '"')
+    # PostgreSQL folds ASCII only in a UTF-8 database.
+    return "".join(character.lower() if character.isascii() else character for character in text)
+
+
+def _nearest_id(id: str, known: t.Iterable[str]) -> str:  # noqa: A002
+    ids = list(known)
+    starting = [other for other in ids if id and other.startswith(id)]
+    if len(starting) == 1:
+        return f"Did you mean {starting[0]}?"
+    return nearest(id, ids) if len(ids) <= 20 or "mean" in nearest(id, ids) else f"The plan has {len(ids)} migrations."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+class _Files:
+    """The files of a migration set. Each directory is listed once."""
+
+    def __init__(self, directory: str, shown: str) -> None:
+        self.directory = os.path.abspath(directory)
+        self.shown = shown
+        self._root = os.path.realpath(directory)
+        self._listings: dict[str, dict[str, os.DirEntry[str]] | None] = {}
+
+    def listing(self, folder: str = "") -> dict[str, os.DirEntry[str]] | None:
+        """Entries of a folder below the directory by name; None when it is not a folder inside of it."""
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        return self._listings[folder]
+
+    def _list(self, folder: str) -> dict[str, os.DirEntry[str]] | None:
+        path = os.path.join(self.directory, folder)
+        if folder and not self._inside(path):
+            return None
+        try:
+            with os.scandir(path) as entries:
+                return {entry.name: entry for entry in entries}
+        except OSError as exc:
+            if folder:
+                return None
+            raise PlanError(f"cannot read {self.shown}: {exc.strerror}", location=Location(self.shown)) from None
+
+    def _inside(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real.startswith(self._root.rstrip(os.sep) + os.sep)
+
+    def path(self, file: str, location: Location) -> str:
+        """The absolute path of a file the plan names.
+
+        :raises PlanError: it is missing, not a regular file, or outside the directory
+        """
+        parts = file.split("/")
+        if file.startswith("/") or ".." in parts:
+            remedy = "Name files relative to the plan, without `..`."
+            raise PlanError(f"{file} is outside the plan's directory", location=location, remedy=remedy)
+        folder, _slash, name = "/".join(part for part in parts if part not in ("", ".")).rpartition("/")
+        listing = self.listing(folder)
+        if listing is None:
+            outside = folder and os.path.isdir(os.path.join(self.directory, folder))
+            problem = "leads outside the plan's directory by a symbolic link" if outside else "does not exist"
+            raise PlanError(f"file {file} {problem}", location=location, remedy=self._near(name, listing))
+        entry = listing.get(name)
+        if entry is None:
+            raise PlanError(f"file {file} does not exist", location=location, remedy=self._near(name, listing))
+        self.check(entry, file, location)
+        return os.path.join(self.directory, folder, name)
+
+    def check(self, entry: os.DirEntry[str], file: str, location: Location) -> None:
+        """:raises PlanError: not a regular file, or a link that leads out of the directory"""
+        if entry.is_file(follow_symlinks=False):
+            return
+        if entry.is_symlink():
+            path = os.path.join(self.directory, file)
+            if not os.path.exists(path):
+                raise PlanError(f"file {file} is a symbolic link to nothing", location=location)
+            if not self._inside(path):
+                problem = f"file {file} leads outside the plan's directory by a symbolic link"
+                raise PlanError(problem, location=location, remedy="Put the file itself there.")
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return
+        raise PlanError(f"{file} is not a regular file", location=location)
+
+    def _near(self, name: str, listing: dict[str, os.DirEntry[str]] | None) -> str | None:
+        remedy = nearest(name, [other for other in listing or () if other.endswith(".sql")])
+        return remedy if remedy.startswith("Did") else None
+
+
+def read_directives(path: str, shown: str) -> dict[str, bool]:
+    """The ``-- surefoot: key=value`` lines among the comments a file begins with.
+
+    :param shown: the file's name in errors
+    :raises PlanError: the file cannot be read, or a directive is not understood
+    """
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError as exc:
+        raise PlanError(f"cannot read {shown}: {exc.strerror}", location=Location(shown)) from None
+    directives: dict[str, bool] = {}
+    if b"surefoot" not in head:
+        return directives
+    depth = 0
+    # A byte that is no UTF-8 is the SQL reader's business.
+    for number, line in enumerate(head.decode("utf-8-sig", "replace").splitlines(), start=1):
+        text = line.strip()
+        if depth or text.startswith("/*"):
+            depth += text.count("/*") - text.count("*/")
+            if not depth and text.rpartition("*/")[2].strip():
+                break
+            continue
+        if text and not text.startswith("--"):
+            break
+        match = _DIRECTIVE.match(text)
+        if match is None:
+            continue
+        location = Location(shown, number, line.index("--") + 1)
+        key, equals, value = (part.strip() for part in match.group(1).partition("="))
+        if key != "transaction":
+            problem = f"unknown directive {key or 'without a name'}"
+            raise PlanError(problem, location=location, remedy="Known: transaction=false.")
+        if not equals or value not in ("true", "false"):
+            remedy = "Write transaction=false."
+            raise PlanError("the directive transaction is not true or false", location=location, remedy=remedy)
+        if key in directives:
+            raise PlanError(f"the directive {key} is given twice", location=location)
+        directives[key] = value == "true"
+    return directives
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# YAML with positions
+
+
+_STR, _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
+_TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
+_TEXT_TAGS = (_STR, _INT, _FLOAT, _TIMESTAMP, _BOOL)
+_TRUE = ("true", "yes", "on")
+
+
+class _Yaml:
+    """One YAML document: nodes to values, every complaint with its place."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self._budget = _MAX_NODES
+        self._loader = self._open(text)
+
+    def _open(self, text: str) -> t.Any:
+        try:
+            return _Loader(text)
+        except yaml.reader.ReaderError as exc:
+            raise self._reader_error(text, exc) from None
+
+    def _reader_error(self, text: str, exc: t.Any) -> PlanError:
+        before = text[: exc.position] if isinstance(exc.position, int) else ""
+        location = Location(self.file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        return PlanError(f"YAML syntax error: {exc.reason}", location=location)
+
+    def root(self, text: str) -> t.Any:
+        """The document's root node; None for an empty document.
+
+        :raises PlanError: a syntax error, or more than one document
+        """
+        try:
+            return self._loader.get_single_node()
+        except yaml.reader.ReaderError as exc:
+            raise self._reader_error(text, exc) from None
+        except yaml.MarkedYAMLError as exc:
+            mark = exc.problem_mark or exc.context_mark
+            location = Location(self.file, mark.line + 1, mark.column + 1) if mark else Location(self.file)
+            problem = " ".join(str(exc.problem or exc.context or "not valid").split())
+            remedy = "Check indentation, colons and quotes there and on the line before."
+            raise PlanError(f"YAML syntax error: {problem}", location=location, remedy=remedy) from None
+        except (yaml.YAMLError, RecursionError) as exc:
+            problem = "nested too deeply" if isinstance(exc, RecursionError) else " ".join(str(exc).split())
+            raise PlanError(f"YAML syntax error: {problem}", location=Location(self.file)) from None
+        finally:
+            self._loader.dispose()
+
+    def at(self, node: t.Any) -> Location:
+        mark = node.start_mark
+        return Location(self.file, mark.line + 1, mark.column + 1)
+
+    def text_at(self, node: t.Any) -> Location:
+        """Where the text of a scalar begins: a block scalar's on the next line, at a column that YAML does not tell."""
+        mark = node.start_mark
+        if getattr(node, "style", None) in ("|", ">"):
+            return Location(self.file, mark.line + 2)
+        quote = 1 if getattr(node, "style", None) in ("'", '"') else 0
+        return Location(self.file, mark.line + 1, mark.column + 1 + quote)
+
+    def _spend(self, node: t.Any) -> None:
+        self._budget -= 1
+        if self._budget < 0:
+            remedy = "Look for an anchor that contains its own alias."
+            raise PlanError("the plan is too large", location=self.at(node), remedy=remedy)
+
+    def entries(self, node: t.Any, what: str) -> dict[str, tuple[t.Any, t.Any]]:
+        """Key -> (key node, value node), merges (``<<``) resolved.
+
+        :raises PlanError: not a mapping, a key that is no scalar, or one given twice
+        """
+        self._spend(node)
+        if not isinstance(node, yaml.MappingNode):
+            raise PlanError(f"{what} is not a mapping", location=self.at(node))
+        own: dict[str, tuple[t.Any, t.Any]] = {}
+        merged: dict[str, tuple[t.Any, t.Any]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise PlanError(f"a key of {what} is not a text", location=self.at(key))
+            if key.tag == _MERGE:
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    for name, entry in self.entries(source, "what << merges").items():
+                        merged.setdefault(name, entry)
+                continue
+            if key.value in own:
+                first = own[key.value][0].start_mark.line + 1
+                raise PlanError(f"{what} has the key {key.value} twice (also on line {first})", location=self.at(key))
+            own[key.value] = (key, value)
+        return {**merged, **own} if merged else own
+
+    def fields(self, node: t.Any, what: str, known: t.Sequence[str]) -> dict[str, t.Any]:
+        """Key -> value node of a mapping with a fixed set of keys.
+
+        :raises PlanError: an unknown key
+        """
+        found = {}
+        for name, (key, value) in self.entries(node, what).items():
+            if name not in known:
+                raise PlanError(f"unknown key {name} in {what}", location=self.at(key), remedy=nearest(name, known))
+            found[name] = value
+        return found
+
+    def items(self, node: t.Any, what: str) -> list[t.Any]:
+        """Nodes of a list.
+
+        :raises PlanError: not a list
+        """
+        self._spend(node)
+        if not isinstance(node, yaml.SequenceNode):
+            raise PlanError(f"{what} is not a list", location=self.at(node))
+        return list(node.value)
+
+    def text(self, node: t.Any, what: str) -> str:
+        """A text as written; ``006`` stays ``006``.
+
+        :raises PlanError: not a scalar, or empty
+        """
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in _TEXT_TAGS:
+            raise PlanError(f"{what} is not a text", location=self.at(node))
+        if not node.value.strip():
+            raise PlanError(f"{what} is empty", location=self.at(node))
+        return str(node.value).strip()
+
+    def one_or_more(self, node: t.Any, what: str) -> list[t.Any]:
+        """The nodes of a list that is not empty, or the one node."""
+        if not isinstance(node, yaml.SequenceNode):
+            return [node]
+        if not node.value:
+            raise PlanError(f"{what} is empty", location=self.at(node), remedy="Leave the key out.")
+        return self.items(node, what)
+
+    def texts(self, node: t.Any, what: str) -> tuple[str, ...]:
+        """One text or a list of different texts."""
+        values = []
+        for item in self.one_or_more(node, what):
+            value = self.text(item, f"an entry of {what}" if item is not node else what)
+            if value in values:
+                raise PlanError(f"{what} has {value} twice", location=self.at(item))
+            values.append(value)
+        return tuple(values)
+
+    def flag(self, node: t.Any, what: str) -> bool:
+        """:raises PlanError: neither true nor false"""
+        if not isinstance(node, yaml.ScalarNode) or node.tag != _BOOL:
+            raise PlanError(f"{what} is not true or false", location=self.at(node))
+        return str(node.value).lower() in _TRUE
+
+    def integer(self, node: t.Any, what: str, minimum: int) -> int:
+        """:raises PlanError: not a whole number of at least the minimum"""
+        if isinstance(node, yaml.ScalarNode) and node.tag == _INT and re.fullmatch(r"[0-9][0-9_]*", node.value):
+            number = int(node.value)
+            if number >= minimum:
+                return number
+        raise PlanError(f"{what} is not a whole number of at least {minimum}", location=self.at(node))
+
+    def duration(self, node: t.Any, what: str, *, positive: bool = True) -> float:
+        """Seconds.
+
+        :raises PlanError: not a duration, or 0 where that would mean "no limit"
+        """
+        text = self.text(node, what)
+        try:
+            seconds = parse_duration(text)
+        except PlanError as exc:
+            raise PlanError(f"{what}: {exc.message}", remedy=exc.remedy, location=self.at(node)) from None
+        if positive and seconds <= 0:
+            remedy = "Every wait has a limit here, such as 30s."
+            raise PlanError(f"{what} is 0", location=self.at(node), remedy=remedy)
+        return seconds
+
+    def choice(self, node: t.Any, what: str, choices: t.Sequence[str]) -> str:
+        """:raises PlanError: none of the choices"""
+        text = self.text(node, what)
+        if text not in choices:
+            remedy = nearest(text, choices)
+            raise PlanError(f"{what} is {text}", location=self.at(node), remedy=remedy)
+        return text
+
+    def plain(self, node: t.Any, depth: int = 0) -> t.Any:
+        """A node as Python values: texts, numbers, booleans, None, lists, dicts; a date stays a text.
+
+        :raises PlanError: a tag of another kind, or too deep
+        """
+        self._spend(node)
+        if depth > _MAX_DEPTH:
+            raise PlanError("the value is nested too deeply", location=self.at(node))
+        if isinstance(node, yaml.MappingNode):
+            return {name: self.plain(value, depth + 1) for name, (_key, value) in self.entries(node, "a value").items()}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, depth + 1) for item in node.value]
+        if node.tag in (_STR, _TIMESTAMP):
+            return node.value
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return node.value.lower() in _TRUE
+        if node.tag == _INT and re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
+            return int(node.value)
+        if node.tag == _FLOAT and ":" not in node.value:
+            # YAML writes .inf and .nan where Python writes inf and nan.
+            return float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        if node.tag in (_INT, _FLOAT):
+            # 0o17, 017, 0x1F, 12:30: YAML 1.1 makes numbers of them that nobody expects.
+            remedy = "Quote it when it is a text; write a number in decimal."
+            raise PlanError(f"{node.value} is not a plain number", location=self.at(node), remedy=remedy)
+        raise PlanError(f"the tag {node.tag} is not supported", location=self.at(node))
+
+    def locator(self, root: t.Any) -> t.Callable[..., Location]:
+        """Where the parts of a mapping stand: the place of a key, of a list's item, or of a text."""
+
+        def line_of(*path: str | int, text: bool = False) -> Location:
+            node, place = root, root
+            for part in path:
+                if isinstance(node, yaml.MappingNode):
+                    entry = self.entries(node, "a check").get(str(part))
+                    if entry is None:
+                        break
+                    place, node = entry
+                elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                    place = node = node.value[part]
+                else:
+                    break
+            return self.text_at(node) if text else self.at(place)
+
+        return line_of
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# plan.yml
+
+
+_PLAN_KEYS = (
+    "name", "out_of_order", "transaction", "defaults", "variables", "secret_variables", "drift_ignore", "migrations",
+)  # fmt: skip
+_LIMIT_KEYS = ("lock_timeout", "statement_timeout", "retry")
+_RETRY_KEYS = ("attempts", "max_delay", "deadline")
+_MIGRATION_KEYS = (
+    "id", "summary", "risk", "expected", "requires", "deploy", "steps", "transaction", "rollback", "rollback_loses",
+    "verify", "manual", *_LIMIT_KEYS, "lock_tables", "session_settings",
+)  # fmt: skip
+_SQL_STEP_KEYS = ("name", "sql", "transaction")
+_BACKFILL_KEYS = ("table", "key", "set", "where", "batch", "pause", "max_lag")
+_RISK_KEYS = ("level", "probability", "impact", "mitigation", "owner")
+
+
+def _plan_file(directory: str) -> str | None:
+    found = [name for name in PLAN_FILES if os.path.lexists(os.path.join(directory, name))]
+    if len(found) > 1:
+        problem = f"{directory} holds both {' and '.join(found)}"
+        raise PlanError(problem, location=Location(directory), remedy="Keep one of them.")
+    return os.path.join(directory, found[0]) if found else None
+
+
+def _load_plan_directory(directory: str) -> Plan:
+    file = _plan_file(directory)
+    assert file is not None
+    return _load_plan_file(file)
+
+
+def _load_plan_file(path: str) -> Plan:
+    if YAML_ERROR is not None:
+        raise EnvironmentProblem(
+            f"{path} cannot be read: the Python package PyYAML is missing",
+            remedy="Install it for the Python that runs the module: pip install PyYAML.",
+        )
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read()
+    except OSError as exc:
+        raise PlanError(f"cannot read {path}: {exc.strerror}", location=Location(path)) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        before = raw[: exc.start]
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
+        location = Location(path, before.count(b"\n") + 1, column)
+        raise PlanError("the plan is not UTF-8", location=location, remedy="Save it as UTF-8.") from None
+    return _PlanReader(path, text, hashlib.sha256(raw).hexdigest()).plan()
+
+
+class _PlanReader:
+    """The text of one plan.yml to a Plan."""
+
+    def __init__(self, path: str, text: str, sha256: str) -> None:
+        self.file = path
+        self.text = text
+        self.sha256 = sha256
+        self.yaml = _Yaml(text, path)
+        self.files = _Files(os.path.dirname(path) or ".", os.path.dirname(path) or ".")
+        self.deployed: dict[str, Location] = {}
+        self.used: set[str] = set()
+        self.secret_variables: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        yml = self.yaml
+        root = yml.root(self.text)
+        if root is None:
+            remedy = "Give at least name and migrations."
+            raise PlanError("the plan is empty", location=Location(self.file, 1, 1), remedy=remedy)
+        fields = yml.fields(root, "the plan", _PLAN_KEYS)
+        if "migrations" not in fields:
+            raise PlanError("the plan has no migrations", location=yml.at(root), remedy="Give a list under migrations.")
+        name = yml.text(fields["name"], "name") if "name" in fields else os.path.basename(self.files.directory)
+        variables = self._variables(fields["variables"]) if "variables" in fields else {}
+        if "secret_variables" in fields:
+            self.secret_variables = self._secret_variables(fields["secret_variables"], variables)
+        limits = DEFAULT_LIMITS
+        if "defaults" in fields:
+            limits = self._limits(yml.fields(fields["defaults"], "defaults", _LIMIT_KEYS), DEFAULT_LIMITS)
+        transaction = "per_migration"
+        if "transaction" in fields:
+            transaction = yml.choice(fields["transaction"], "transaction", ("per_migration", "together"))
+        migrations: dict[str, Migration] = {}
+        for index, node in enumerate(yml.items(fields["migrations"], "migrations")):
+            migration = self._migration(node, index, limits, migrations)
+            migrations[migration.id] = migration
+        if transaction == "together":
+            _check_together(list(migrations.values()))
+        return Plan(
+            name=name,
+            directory=self.files.directory,
+            file=self.file,
+            out_of_order=yml.choice(fields["out_of_order"], "out_of_order", ("error", "allow"))
+            if "out_of_order" in fields
+            else "error",
+            transaction=transaction,
+            variables=variables,
+            secret_variables=self.secret_variables,
+            drift_ignore=yml.texts(fields["drift_ignore"], "drift_ignore") if "drift_ignore" in fields else (),
+            migrations=tuple(migrations.values()),
+            warnings=self._warnings(),
+            sha256=self.sha256,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        listing = self.files.listing() or {}
+        unused = sorted(name for name in listing if name.endswith(".sql") and name[0] != "." and name not in self.used)
+        if not unused:
+            return ()
+        shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+        return (f"SQL files beside {self.file} that it does not name: {shown}",)
+
+    def _variables(self, node: t.Any) -> dict[str, t.Any]:
+        variables = {}
+        for name, (key, value) in self.yaml.entries(node, "variables").items():
+            self._variable_name(name, key)
+            default = self.yaml.plain(value)
+            if isinstance(default, (list, dict)):
+                problem = f"the default of variable {name} is not a text, number or boolean"
+                raise PlanError(problem, location=self.yaml.at(value))
+            variables[name] = default
+        return variables
+
+    def _secret_variables(self, node: t.Any, variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
+        names = self.yaml.texts(node, "secret_variables")
+        for name, item in zip(names, self.yaml.one_or_more(node, "secret_variables")):
+            self._variable_name(name, item)
+            if name in variables:
+                problem = f"variable {name} is both plain and secret"
+                raise PlanError(problem, location=self.yaml.at(item), remedy="Keep it under secret_variables only.")
+        return names
+
+    def _variable_name(self, name: str, node: t.Any) -> None:
+        if not _VARIABLE.fullmatch(name):
+            remedy = "Use letters, digits and underscores, not beginning with a digit."
+            raise PlanError(f"{name!r} is not the name of a variable", location=self.yaml.at(node), remedy=remedy)
+
+    def _limits(self, fields: t.Mapping[str, t.Any], base: Limits) -> Limits:
+        yml = self.yaml
+        retry = base.retry
+        if "retry" in fields:
+            given = yml.fields(fields["retry"], "retry", _RETRY_KEYS)
+            retry = RetryPolicy(
+                attempts=yml.integer(given["attempts"], "attempts", 1) if "attempts" in given else retry.attempts,
+                max_delay=yml.duration(given["max_delay"], "max_delay") if "max_delay" in given else retry.max_delay,
+                deadline=yml.duration(given["deadline"], "deadline") if "deadline" in given else retry.deadline,
+            )
+        lock, statement = base.lock_timeout, base.statement_timeout
+        return Limits(
+            lock_timeout=yml.duration(fields["lock_timeout"], "lock_timeout") if "lock_timeout" in fields else lock,
+            statement_timeout=yml.duration(fields["statement_timeout"], "statement_timeout")
+            if "statement_timeout" in fields
+            else statement,
+            retry=retry,
+        )
+
+    def _migration(self, node: t.Any, index: int, limits: Limits, earlier: t.Mapping[str, Migration]) -> Migration:
+        yml = self.yaml
+        fields = yml.fields(node, "a migration", _MIGRATION_KEYS)
+        location = yml.at(node)
+        if "id" not in fields:
+            raise PlanError("a migration has no id", location=location)
+        id_ = yml.text(fields["id"], "id")
+        if not _ID.fullmatch(id_):
+            remedy = "Use letters, digits, dots, dashes and underscores, beginning with a letter or digit."
+            raise PlanError(f"{id_!r} is not the id of a migration", location=yml.at(fields["id"]), remedy=remedy)
+        if id_ in earlier:
+            problem = f"two migrations have the id {id_} (also on line {earlier[id_].location.line})"
+            raise PlanError(problem, location=yml.at(fields["id"]))
+        location = yml.at(fields["id"])
+        ways = [key for key in ("deploy", "steps") if key in fields]
+        if len(ways) != 1:
+            problem = f"migration {id_} has {'both deploy and steps' if ways else 'neither deploy nor steps'}"
+            raise PlanError(problem, location=location, remedy="Give exactly one of them.")
+        transaction = yml.flag(fields["transaction"], "transaction") if "transaction" in fields else None
+        steps = self._steps(fields[ways[0]], ways[0], id_, transaction)
+        rollback = self._rollback(fields["rollback"], id_, transaction) if "rollback" in fields else None
+        both = {step.path for step in steps if isinstance(step, SqlStep)} & {step.path for step in rollback or ()}
+        if both:
+            problem = f"migration {id_} names the same file to deploy and to roll back"
+            raise PlanError(problem, location=yml.at(fields["rollback"]))
+        loses = self._tables(fields, "rollback_loses")
+        if loses and rollback is None:
+            problem = f"migration {id_} has rollback_loses and no rollback"
+            raise PlanError(problem, location=yml.at(fields["rollback_loses"]))
+        return Migration(
+            id=id_,
+            summary=" ".join(yml.text(fields["summary"], "summary").split()) if "summary" in fields else "",
+            index=index,
+            steps=steps,
+            location=location,
+            risk=self._risk(fields["risk"]) if "risk" in fields else None,
+            expected=yml.duration(fields["expected"], "expected", positive=False) if "expected" in fields else None,
+            requires=self._requires(fields["requires"], id_, earlier) if "requires" in fields else (),
+            rollback=rollback,
+            rollback_loses=loses,
+            verify=self._verify(fields["verify"], id_) if "verify" in fields else (),
+            manual=self._manual(fields["manual"]) if "manual" in fields else None,
+            limits=self._limits(fields, limits) if any(key in fields for key in _LIMIT_KEYS) else limits,
+            lock_tables=self._tables(fields, "lock_tables"),
+            session_settings=self._session_settings(fields["session_settings"]) if "session_settings" in fields else {},
+        )
+
+    def _risk(self, node: t.Any) -> Risk:
+        yml = self.yaml
+        if isinstance(node, yaml.ScalarNode):
+            return Risk(level=self._level(node, "risk"))
+        fields = yml.fields(node, "risk", _RISK_KEYS)
+        return Risk(
+            **{key: self._level(fields[key], key) for key in _RISK_KEYS[:3] if key in fields},
+            **{key: yml.text(fields[key], key) for key in _RISK_KEYS[3:] if key in fields},
+        )
+
+    def _level(self, node: t.Any, what: str) -> str:
+        text = self.yaml.text(node, what).lower()
+        if text not in RISK_LEVELS:
+            remedy = f"Write one of {', '.join(RISK_LEVELS)}."
+            raise PlanError(f"{what} is {text}", location=self.yaml.at(node), remedy=remedy)
+        return text
+
+    def _manual(self, node: t.Any) -> str | None:
+        if isinstance(node, yaml.ScalarNode) and node.tag == _BOOL:
+            return MANUAL_REASON if self.yaml.flag(node, "manual") else None
+        return " ".join(self.yaml.text(node, "manual").split())
+
+    def _requires(self, node: t.Any, id_: str, earlier: t.Mapping[str, Migration]) -> tuple[str, ...]:
+        names = self.yaml.texts(node, "requires")
+        for name, item in zip(names, self.yaml.one_or_more(node, "requires")):
+            if name in earlier:
+                continue
+            if name == id_:
+                raise PlanError(f"migration {id_} requires itself", location=self.yaml.at(item))
+            problem = f"migration {id_} requires {name}, which is not an earlier migration of the plan"
+            raise PlanError(problem, location=self.yaml.at(item), remedy=_nearest_id(name, earlier))
+        return names
+
+    def _sql_step(
+        self, file_node: t.Any, what: str, transaction: bool | None, name: str | None = None, place: t.Any = None
+    ) -> SqlStep:
+        file = self.yaml.text(file_node, what)
+        location = self.yaml.at(file_node)
+        path = self.files.path(file, location)
+        self.used.add(os.path.relpath(path, self.files.directory) if "/" in file else file)
+        where = self.yaml.at(place) if place is not None else location
+        return SqlStep(name=name or file, path=path, file=file, location=where, declared_transaction=transaction)
+
+    def _deploy_once(self, step: SqlStep) -> None:
+        first = self.deployed.setdefault(step.path, step.location)
+        if first is not step.location:
+            problem = f"file {step.file} is deployed twice (also on line {first.line})"
+            raise PlanError(problem, location=step.location, remedy="A deploy file belongs to one migration.")
+
+    def _steps(self, node: t.Any, key: str, id_: str, transaction: bool | None) -> tuple[Step, ...]:
+        yml = self.yaml
+        nodes = yml.one_or_more(node, key) if key == "deploy" else yml.items(node, key)
+        if not nodes:
+            raise PlanError(f"steps of migration {id_} is empty", location=yml.at(node))
+        steps: list[Step] = []
+        for item in nodes:
+            step = self._step(item, key, transaction)
+            if isinstance(step, SqlStep):
+                self._deploy_once(step)
+            same = next((other for other in steps if other.name == step.name), None)
+            if same is not None:
+                problem = f"migration {id_} has two steps named {step.name} (also on line {same.location.line})"
+                raise PlanError(problem, location=step.location, remedy="Give one of them another name.")
+            steps.append(step)
+        return tuple(steps)
+
+    def _step(self, node: t.Any, key: str, transaction: bool | None) -> Step:
+        yml = self.yaml
+        if isinstance(node, yaml.ScalarNode) or key == "deploy":
+            return self._sql_step(node, "a file of deploy" if key == "deploy" else "a step", transaction)
+        fields = yml.fields(node, "a step", (*_SQL_STEP_KEYS, "backfill"))
+        name = yml.text(fields["name"], "name") if "name" in fields else None
+        kinds = [kind for kind in ("sql", "backfill") if kind in fields]
+        if len(kinds) != 1:
+            problem = f"a step has {'both sql and backfill' if kinds else 'neither sql nor backfill'}"
+            raise PlanError(problem, location=yml.at(node), remedy="Give exactly one of them.")
+        if kinds[0] == "backfill":
+            if "transaction" in fields:
+                problem = "a backfill step has the key transaction"
+                remedy = "Remove it: every batch is a transaction of its own."
+                raise PlanError(problem, location=yml.at(fields["transaction"]), remedy=remedy)
+            return self._backfill(fields["backfill"], name, node)
+        if "transaction" in fields:
+            transaction = yml.flag(fields["transaction"], "transaction")
+        return self._sql_step(fields["sql"], "sql", transaction, name, node)
+
+    def _rollback(self, node: t.Any, id_: str, transaction: bool | None) -> tuple[SqlStep, ...]:
+        yml = self.yaml
+        steps: list[SqlStep] = []
+        for item in yml.one_or_more(node, "rollback"):
+            if isinstance(item, yaml.ScalarNode):
+                step = self._sql_step(item, "a file of rollback", transaction)
+            else:
+                fields = yml.fields(item, "a rollback step", _SQL_STEP_KEYS)
+                if "sql" not in fields:
+                    raise PlanError("a rollback step has no sql", location=yml.at(item))
+                mode = yml.flag(fields["transaction"], "transaction") if "transaction" in fields else transaction
+                name = yml.text(fields["name"], "name") if "name" in fields else None
+                step = self._sql_step(fields["sql"], "sql", mode, name, item)
+            if any(other.path == step.path or other.name == step.name for other in steps):
+                raise PlanError(f"rollback of migration {id_} has {step.name} twice", location=step.location)
+            steps.append(step)
+        return tuple(steps)
+
+    def _backfill(self, node: t.Any, name: str | None, place: t.Any) -> BackfillStep:
+        yml = self.yaml
+        fields = yml.fields(node, "backfill", _BACKFILL_KEYS)
+        for name_ in ("table", "key", "set"):
+            if name_ not in fields:
+                raise PlanError(f"a backfill has no {name_}", location=yml.at(node))
+        table = self._table(fields["table"], "table")
+        assignments: dict[str, str] = {}
+        for column, (key_node, value) in yml.entries(fields["set"], "set").items():
+            assignments[self._column(column, key_node)] = yml.text(value, f"the expression of {column}")
+        if not assignments:
+            raise PlanError("set of a backfill is empty", location=yml.at(fields["set"]))
+        keys = yml.one_or_more(fields["key"], "key")
+        key = tuple(self._column(yml.text(item, "key"), item) for item in keys)
+        if len(set(key)) != len(key):
+            raise PlanError("key of a backfill has a column twice", location=yml.at(fields["key"]))
+        return BackfillStep(
+            name=name or f"backfill {table}",
+            table=table,
+            key=key,
+            set=assignments,
+            where=yml.text(fields["where"], "where") if "where" in fields else None,
+            batch=yml.integer(fields["batch"], "batch", 1) if "batch" in fields else 1000,
+            pause=yml.duration(fields["pause"], "pause", positive=False) if "pause" in fields else 0.0,
+            max_lag=yml.duration(fields["max_lag"], "max_lag") if "max_lag" in fields else None,
+            location=yml.at(place),
+        )
+
+    def _column(self, text: str, node: t.Any) -> str:
+        if not _NAME.fullmatch(text):
+            remedy = 'Write it as SQL does; a name of other characters goes in double quotes, such as \'"Order No"\'.'
+            raise PlanError(f"{text!r} is not the name of a column", location=self.yaml.at(node), remedy=remedy)
+        return _identifier(text)
+
+    def _table(self, node: t.Any, what: str) -> str:
+        text = self.yaml.text(node, what)
+        try:
+            split_qualified(text)
+        except PlanError as exc:
+            raise PlanError(f"{what}: {exc.message}", remedy=exc.remedy, location=self.yaml.at(node)) from None
+        return text
+
+    def _tables(self, fields: t.Mapping[str, t.Any], key: str) -> tuple[str, ...]:
+        if key not in fields:
+            return ()
+        tables: dict[tuple[str, str], str] = {}
+        for item in self.yaml.one_or_more(fields[key], key):
+            table = self._table(item, key)
+            if split_qualified(table) in tables:
+                raise PlanError(f"{key} has {table} twice", location=self.yaml.at(item))
+            tables[split_qualified(table)] = table
+        return tuple(tables.values())
+
+    def _session_settings(self, node: t.Any) -> dict[str, str]:
+        settings = {}
+        for setting, (key, value) in self.yaml.entries(node, "session_settings").items():
+            if not _SETTING.fullmatch(setting):
+                remedy = "Only custom settings can be given; their names contain a dot, such as app.encryption_key."
+                problem = f"{setting} is not the name of a custom setting"
+                raise PlanError(problem, location=self.yaml.at(key), remedy=remedy)
+            variable = self.yaml.text(value, setting)
+            if variable not in self.secret_variables:
+                problem = f"{setting} takes its value from {variable}, which is not a secret variable of the plan"
+                remedy = "List it under secret_variables."
+                if self.secret_variables:
+                    remedy = nearest(variable, self.secret_variables)
+                raise PlanError(problem, location=self.yaml.at(value), remedy=remedy)
+            settings[setting] = variable
+        return settings
+
+    def _verify(self, node: t.Any, id_: str) -> tuple[Check, ...]:
+        checks: list[Check] = []
+        for item in self.yaml.one_or_more(node, "verify"):
+            location = self.yaml.at(item)
+            if isinstance(item, yaml.ScalarNode):
+                file = self.yaml.text(item, "a file of verify")
+                if not file.endswith(".sql"):
+                    remedy = "Give a list of checks, or the name of an .sql file."
+                    raise PlanError(f"verify of migration {id_} is {file}", location=location, remedy=remedy)
+                path = self.files.path(file, location)
+                self.used.add(file)
+                shown = os.path.join(os.path.dirname(self.file), file)
+                check = check_file(path, file, Location(shown))
+            else:
+                check = parse_check(self.yaml.plain(item), location, self.yaml.locator(item))
+            same = next((other for other in checks if other.slug == check.slug), None)
+            if same is not None:
+                problem = f"two checks of migration {id_} are named {check.name}"
+                if same.name != check.name:
+                    problem = f"checks {same.name!r} and {check.name!r} of migration {id_} differ in punctuation only"
+                remedy = "Evidence is kept by name: give one of them another."
+                raise PlanError(problem, location=location, remedy=remedy)
+            checks.append(check)
+        return tuple(checks)
+
+
+def _check_together(migrations: t.Sequence[Migration]) -> None:
+    """:raises PlanError: something cannot be part of one transaction around all migrations"""
+    remedy = "Use transaction: per_migration for the plan."
+    for migration in migrations:
+        for step in migration.steps:
+            if isinstance(step, BackfillStep):
+                problem = f"transaction: together excludes the backfill of migration {migration.id}"
+                raise PlanError(problem, location=step.location, remedy=remedy)
+            if not step.transaction:
+                problem = f"transaction: together excludes {step.file}, which runs outside a transaction"
+                raise PlanError(problem, location=step.location, remedy=remedy)
+        if migration.session_settings != migrations[0].session_settings:
+            problem = f"transaction: together, and migration {migration.id} needs session_settings of its own"
+            raise PlanError(problem, location=migration.location, remedy=remedy)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NNN_name.sql
+
+
+_PLAIN = re.compile(r"(?P<id>(?P<number>[0-9]+)_(?P<name>.+?))(?:\.(?P<kind>rollback|down|verify))?\.sql", re.ASCII)
+_PLAIN_REMEDY = "Name files NNN_name.sql, NNN_name.rollback.sql (or .down.sql) and NNN_name.verify.sql."
+
+
+def _is_sql(name: str) -> bool:
+    return name[-4:].lower() == ".sql" and name[0] != "."
+
+
+def _detect_plain(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return any(_is_sql(entry.name) for entry in entries)
+    except OSError as exc:
+        raise PlanError(f"cannot read {directory}: {exc.strerror}", location=Location(directory)) from None
+
+
+def _load_plain(directory: str) -> Plan:
+    files = _Files(directory, directory)
+    found: dict[str, dict[str, SqlStep]] = {}
+    numbers: dict[str, tuple[int, str]] = {}
+    join = os.path.join
+    names = sorted(name for name in files.listing() or () if _is_sql(name))
+    listing = files.listing() or {}
+    for name in names:
+        location = Location(join(directory, name))
+        match = _PLAIN.fullmatch(name)
+        if match is None:
+            raise PlanError(f"{name} is not the name of a migration's file", location=location, remedy=_PLAIN_REMEDY)
+        id_ = match["id"]
+        if not _ID.fullmatch(id_):
+            remedy = "Use letters, digits, dots, dashes and underscores."
+            raise PlanError(f"{id_!r} is not the id of a migration", location=location, remedy=remedy)
+        files.check(listing[name], name, location)
+        step = SqlStep(name=name, path=join(files.directory, name), file=name, location=location)
+        parts = found.setdefault(id_, {})
+        kind = match["kind"] or "deploy"
+        kind = "rollback" if kind == "down" else kind
+        if kind in parts:
+            problem = f"migration {id_} has both {parts[kind].file} and {name}"
+            raise PlanError(problem, location=location, remedy="Keep one of them.")
+        parts[kind] = step
+        numbers[id_] = (int(match["number"]), match["name"])
+    for id_, parts in found.items():
+        if "deploy" not in parts:
+            stray = next(iter(parts.values()))
+            raise PlanError(f"{stray.file} has no {id_}.sql", location=stray.location, remedy=_PLAIN_REMEDY)
+    ordered = sorted(found, key=lambda item: (numbers[item], item))
+    migrations = []
+    warnings = []
+    for index, id_ in enumerate(ordered):
+        parts = found[id_]
+        if index and numbers[ordered[index - 1]][0] == numbers[id_][0]:
+            before = ordered[index - 1]
+            if numbers[before] == numbers[id_]:
+                problem = f"{before}.sql and {id_}.sql have the same number and name"
+                raise PlanError(problem, location=parts["deploy"].location, remedy="Rename one of them.")
+            warnings.append(f"{before} and {id_} have the same number; they are applied in this order, by name")
+        verify = parts.get("verify")
+        migrations.append(
+            Migration(
+                id=id_,
+                summary=numbers[id_][1].replace("_", " "),
+                index=index,
+                steps=(parts["deploy"],),
+                location=parts["deploy"].location,
+                rollback=(parts["rollback"],) if "rollback" in parts else None,
+                verify=(check_file(verify.path, verify.file, verify.location),) if verify is not None else (),
+            )
+        )
+    return Plan(
+        name=os.path.basename(files.directory),
+        directory=files.directory,
+        file=None,
+        out_of_order="error",
+        transaction="per_migration",
+        variables={},
+        secret_variables=(),
+        drift_ignore=(),
+        migrations=tuple(migrations),
+        warnings=tuple(warnings),
+        sha256=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
+    )
+
+
+# Asked in this order; the first whose files are there loads the directory. Another layout is one more entry.
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("plan", lambda directory: _plan_file(directory) is not None, _load_plan_directory),
+    Layout("plain", _detect_plain, _load_plain),
+)

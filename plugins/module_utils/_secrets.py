@@ -1,0 +1,97 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This file is PRIVATE to the collection. Do not use it from outside.
+
+"""Values for SQL text: plain ones quoted by the driver, secret ones never in statement text at all.
+
+What is in statement text reaches the server log when the statement fails, at default settings; psycopg2 puts even bound
+parameters there. A secret therefore travels as COPY data into a temporary table, and its reference becomes a subquery.
+"""
+
+from __future__ import annotations
+
+import io
+import typing as t
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, SqlTextError
+from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
+from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import render as render_text
+
+if t.TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812
+
+# Statements whose expressions are evaluated by the executor, where a subquery can stand.
+_TAKES_SUBQUERY = frozenset({"select", "insert", "update", "delete", "merge", "with", "values"})
+
+_CREATE = (
+    "CREATE TEMPORARY TABLE IF NOT EXISTS surefoot_secret (name text PRIMARY KEY, value text) ON COMMIT DROP;"
+    " GRANT SELECT ON pg_temp.surefoot_secret TO PUBLIC; TRUNCATE pg_temp.surefoot_secret"
+)
+
+
+class _Subquery(str):
+    """SQL text that is already an expression."""
+
+
+def secret_names(statement: Statement, secrets: t.Mapping[str, t.Any]) -> set[str]:
+    """Names of the secret variables the statement refers to."""
+    return {reference.name for reference in statement.variables if reference.name in secrets}
+
+
+def render(
+    statement: Statement,
+    *,
+    variables: t.Mapping[str, t.Any],
+    secrets: t.Mapping[str, t.Any],
+    connection: Connection,
+    file: str = "",
+) -> str:
+    """The statement's text with its variables put in; the names in ``secrets`` become subqueries (see :func:`load`).
+
+    :raises SqlTextError: an undefined name, or a secret where only literal text could stand
+    """
+    if not statement.variables:
+        return statement.text
+    values: dict[str, t.Any] = dict(variables)
+    for reference in statement.variables:
+        if reference.name not in secrets:
+            continue
+        location = Location(file, *statement.location_of(reference.offset))
+        if reference.style != "literal":
+            raise SqlTextError(
+                f"secret variable {reference.name} is used as :{reference.name} or as an identifier",
+                remedy=f"Write :'{reference.name}'.",
+                location=location,
+            )
+        if not statement.head or statement.head[0].value not in _TAKES_SUBQUERY:
+            verb = statement.head[0].text.upper() if statement.head else "this statement"
+            raise SqlTextError(
+                f"secret variable {reference.name} cannot be used in {verb}: its value would have to be part of the statement's"
+                " text, which reaches the server log",
+                remedy="Use it in SELECT, INSERT, UPDATE, DELETE or MERGE, or send it as a startup setting by session_settings.",
+                location=location,
+            )
+        name = quote_literal(reference.name, connection)
+        values[reference.name] = _Subquery(f"(SELECT s.value FROM pg_temp.surefoot_secret AS s WHERE s.name = {name})")
+
+    def literal(value: t.Any) -> str:
+        return str(value) if isinstance(value, _Subquery) else quote_literal(value, connection)
+
+    return render_text(statement, values, literal, lambda name: quote_identifier(name, connection))
+
+
+def load(connection: Connection, names: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> None:
+    """Bring these secrets into the open transaction's temporary table, by COPY. The table ends with the transaction."""
+    rows = "".join(f"{_copy_text(name)}\t{_copy_text(secrets[name])}\n" for name in sorted(names))
+    with connection.cursor() as cursor:
+        cursor.execute(_CREATE)
+        cursor.copy_expert("COPY pg_temp.surefoot_secret (name, value) FROM STDIN", io.StringIO(rows))
+
+
+def _copy_text(value: t.Any) -> str:
+    if value is None:
+        return "\\N"
+    return str(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
