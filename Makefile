@@ -21,7 +21,7 @@ BIN := $(CURDIR)/.venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/tree
 # ansible refuses to start in a locale that is not UTF-8.
-export LC_ALL := $(or $(filter %UTF-8 %utf8,$(LC_ALL) $(LANG)),C.UTF-8)
+export LC_ALL := $(or $(firstword $(filter %UTF-8 %utf8,$(LC_ALL) $(LANG))),C.UTF-8)
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help demo stop clean bootstrap dev test lint format mypy ansible-lint docs changelog unit package integration \

@@ -16,7 +16,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 _KEY = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
@@ -48,7 +48,9 @@ class BackfillSql:
         keys = [quote_identifier(name, connection) for name in self.keys]
         conditions = [f"({self.step.where})"] if self.step.where else []
         if position is not None:
-            after = ", ".join(f"{quote_literal(value, connection)}::{kind}" for value, kind in zip(position, self.types))
+            after = ", ".join(
+                f"{quote_literal(value, connection)}::{kind}" for value, kind in zip(position, self.types)
+            )
             conditions.append(f"({', '.join(f't.{key}' for key in keys)}) > ({after})")
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         # The batch's own columns get names nobody uses: bare column names in the plan's expressions must mean the table's.
@@ -57,7 +59,9 @@ class BackfillSql:
         order = ", ".join(f"t.{key}" for key in keys)
         last = ", ".join(f"b.surefoot_key_{number}::text" for number in range(len(keys)))
         newest = ", ".join(f"b.surefoot_key_{number} DESC" for number in range(len(keys)))
-        assignments = ", ".join(f"{quote_identifier(column, connection)} = {sql}" for column, sql in self.step.set.items())
+        assignments = ", ".join(
+            f"{quote_identifier(column, connection)} = {sql}" for column, sql in self.step.set.items()
+        )
         return (
             f"WITH b AS MATERIALIZED (SELECT {columns} FROM {self.table} AS t{where} ORDER BY {order}"
             f" LIMIT {int(self.step.batch)} FOR NO KEY UPDATE),"
@@ -76,11 +80,15 @@ def prepare_backfill(connection: Connection, step: BackfillStep) -> BackfillSql:
         cursor.execute(_KEY, (list(step.key), list(step.key), step.table))
         rows = cursor.fetchall()
     if not rows:
-        raise PlanError(f"backfill: there is no table {step.table}", location=step.location, remedy="Check the name and schema.")
+        raise PlanError(
+            f"backfill: there is no table {step.table}", location=step.location, remedy="Check the name and schema."
+        )
     found = {str(row[0]): row for row in rows if row[0] is not None}
     missing = [name for name in step.key if name not in found]
     if missing:
-        raise PlanError(f"backfill: {step.table} has no column {missing[0]}", location=step.location, remedy="Correct key.")
+        raise PlanError(
+            f"backfill: {step.table} has no column {missing[0]}", location=step.location, remedy="Correct key."
+        )
     if not all(found[name][3] for name in step.key):
         raise PlanError(
             f"backfill: ({', '.join(step.key)}) is not a unique key of {step.table}",

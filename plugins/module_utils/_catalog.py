@@ -101,7 +101,7 @@ _IDENTITY = re.compile(
 )
 # An object dropped by somebody else between the scan and its pg_get_*def: "cache lookup failed", undefined table, undefined object.
 _VANISHED = ("XX000", "42P01", "42704", "42883", "55000")
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 class Catalog(t.Mapping[str, str]):
@@ -625,7 +625,9 @@ def _relations(version: int) -> list[str]:
             ELSE ' (inherited)' END""",
         ),
         _object(
-            "FROM rel JOIN pg_trigger AS tg ON tg.tgrelid = rel.oid AND NOT tg.tgisinternal",
+            # A partition's copy of a trigger is worth an entry only when it was switched on or off by itself.
+            "FROM rel JOIN pg_trigger AS tg ON tg.tgrelid = rel.oid AND NOT tg.tgisinternal"
+            " LEFT JOIN pg_trigger AS tp ON tp.oid = tg.tgparentid WHERE tp.tgenabled IS DISTINCT FROM tg.tgenabled",
             catalog="pg_trigger",
             objid="tg.oid",
             kind="trigger",
@@ -703,7 +705,8 @@ def _routines_and_types(version: int) -> list[str]:
             objid="p.oid",
             kind="CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END",
             name="ns.name || '.' || quote_ident(p.proname) || '(' || oidvectortypes(p.proargtypes) || ')'",
-            definition=f"CASE WHEN p.prokind = 'a' THEN {aggregate} ELSE pg_get_functiondef(p.oid) END",
+            definition=f"CASE WHEN p.prokind = 'a' THEN {aggregate} WHEN p.prosqlbody IS NOT NULL"
+            f" THEN {_canonical('pg_get_functiondef(p.oid)')} ELSE pg_get_functiondef(p.oid) END",
             owner="p.proowner",
             acl="p.proacl",
             acltype="f",
@@ -1110,7 +1113,8 @@ def _build_statement(version: int, select: str, *, filtered: bool) -> str:
         WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND nspname <> ALL (%(exclude_schemas)s::name[])
     ), derived AS MATERIALIZED (
         SELECT classid, objid FROM pg_depend
-        WHERE deptype = 'e' OR (deptype = 'i' AND classid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass))
+        WHERE deptype = 'e' OR (deptype = 'i' AND classid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass,
+            'pg_catalog.pg_cast'::regclass))
     ), rel AS MATERIALIZED (
         SELECT c.*, ns.name AS schema, ns.name || '.' || quote_ident(c.relname) AS name FROM pg_class AS c JOIN ns ON ns.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S', 'c') AND c.relpersistence <> 't'

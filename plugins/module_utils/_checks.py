@@ -27,6 +27,8 @@ from decimal import Decimal
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import _secrets
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
+    ConnectionOptions,
+    connect,
     quote_identifier,
     quote_literal,
     redact,
@@ -41,6 +43,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     PlanError,
     SqlTextError,
     SurefootError,
+    VerificationFailed,
     condition_name,
     sqlstate_of,
 )
@@ -646,7 +649,7 @@ def _refuse_unfit(statement: Statement) -> None:
     entry = classify(statement)
     if first.value in ("set", "reset"):
         remedy = "Remove it: every check begins with the session's own settings; use the keys settings and as_role."
-    elif entry.in_transaction == "control":
+    elif entry.in_transaction == "control" or first.value in ("savepoint", "release", "rollback"):
         remedy = "Remove it: every check runs in a transaction of its own that is rolled back."
     elif entry.in_transaction == "never":
         remedy = "It cannot run in a transaction, so it could not be rolled back."
@@ -748,7 +751,7 @@ def is_catalog_query(statement: Statement) -> bool:
 
 
 def _with_names(tokens: list[Token]) -> frozenset[str]:
-    names = set()
+    names: set[str] = set()
     for position in range(1, len(tokens) - 2):
         following = tokens[position + 1].value
         # WITH name AS ( or name AS MATERIALIZED (, or name (columns) AS (
@@ -930,6 +933,104 @@ def run_checks(
         runner = _CheckRun(connection, check, limit, inside_transaction, variables, secret_variables)
         results.append(runner.run(phase, migration, cancelled))
     return results
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckGroup:
+    """Checks that share a connection: those of one migration, with its settings and the secret variables for them."""
+
+    checks: t.Sequence[Check]
+    migration: str | None = None
+    session_settings: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Verification:
+    """Groups of checks on one database, after the fact: each check in a transaction of its own."""
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        groups: t.Sequence[CheckGroup],
+        *,
+        variables: t.Mapping[str, t.Any],
+        secret_variables: t.Mapping[str, t.Any],
+        phase: str = "verify",
+    ) -> None:
+        """Validates everything that can be without a connection.
+
+        :raises SqlTextError: a verification file is not valid, or a variable has no value
+        :raises PlanError: a session setting's secret variable has no value
+        """
+        names = {*variables, *secret_variables}
+        self._groups = []
+        for group in groups:
+            missing = [name for name in group.session_settings.values() if secret_variables.get(name) is None]
+            if missing:
+                remedy = "Give it in the option secret_variables."
+                raise PlanError(f"no value for secret variable {missing[0]}, a session setting", remedy=remedy)
+            checks = expand(group.checks)
+            validate_checks(checks, names)
+            self._groups.append(dataclasses.replace(group, checks=checks))
+        self._options = options
+        self._variables = variables
+        self._secrets = secret_variables
+        self._phase = phase
+        self._connections: dict[frozenset[tuple[str, str]], Connection] = {}
+        self._current: Connection | None = None
+        self._stop = False
+        self.results: list[CheckResult] = []
+
+    def stop(self, _reason: str = "") -> None:
+        """Cancel the check that runs and start no other; may be called from another thread, and more than once."""
+        self._stop = True
+        current = self._current
+        if current is not None:
+            with contextlib.suppress(psycopg2.Error):
+                current.cancel()
+
+    def run(self) -> list[CheckResult]:
+        """Run all checks; ``results`` has those that ran, also when this raises.
+
+        :raises ConnectionFailed: no connection, or it was lost
+        :raises Interrupted: after :meth:`stop`
+        """
+        try:
+            for group in self._groups:
+                for check in group.checks:
+                    self._current = self._connection(group)
+                    self.results += run_checks(
+                        self._current,
+                        [check],
+                        variables=self._variables,
+                        secret_variables=self._secrets,
+                        phase=self._phase,
+                        inside_transaction=False,
+                        migration=group.migration,
+                        cancelled=lambda: self._stop,
+                    )
+        finally:
+            self._current = None
+            for connection in self._connections.values():
+                connection.close()
+        return self.results
+
+    def _connection(self, group: CheckGroup) -> Connection:
+        key = frozenset(group.session_settings.items())
+        if key not in self._connections:
+            settings = {name: str(self._secrets[variable]) for name, variable in group.session_settings.items()}
+            self._connections[key] = connect(self._options, purpose="verify", settings=settings)
+        return self._connections[key]
+
+    def failure(self) -> VerificationFailed | None:
+        """The failed checks in one line; None when none failed."""
+        failed = [result for result in self.results if not result.passed]
+        if not failed:
+            return None
+        lines = [result.summary for result in failed[:3]] + ([f"and {len(failed) - 3} more"] if len(failed) > 3 else [])
+        return VerificationFailed(
+            f"{len(failed)} of {_count(len(self.results), 'check')} failed: {'; '.join(lines)}",
+            details={"failed_checks": [result.check.name for result in failed]},
+        )
 
 
 class _CheckRun:

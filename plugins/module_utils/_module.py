@@ -8,52 +8,79 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import ArgumentSpec
-from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions, redact, register_secret
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
+    ConnectionOptions,
+    redact,
+    register_secret,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
 
 
-def run_module(spec: ArgumentSpec, run: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
-    """Build the module, run it, exit with its results or fail with one line and the error as an object.
+@dataclasses.dataclass
+class Invocation:
+    """What a task asks for, validated: all a module's ``run`` may know of Ansible."""
+
+    params: dict[str, t.Any]
+    check_mode: bool
+    diff: bool
+    no_log_values: set[str] = dataclasses.field(default_factory=set)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Say something that does not fail the task."""
+        self.warnings.append(redact(text))
+
+    def never_show(self, value: t.Any) -> None:
+        """Scrub this value from whatever the task returns."""
+        register_secret(value)
+        text = str(value) if value is not None else ""
+        if len(text) >= 4:
+            self.no_log_values.add(text)
+
+    def perform(self, run: Run) -> dict[str, t.Any]:
+        """The task's result: what ``run`` returns, or a failure with one line and the error as an object."""
+        for value in (self.params.get("secret_variables") or {}).values():
+            self.never_show(value)
+        try:
+            results = run(self)
+        except SurefootError as exc:
+            # No traceback and no chained cause: frames may quote what the message redacted.
+            results = {"changed": False, **exc.results, "failed": True, "msg": redact(str(exc)), "error": exc.to_dict()}
+        for note in results.pop("notes", ()):
+            self.warn(str(note))
+        return results
+
+
+Run = t.Callable[[Invocation], "dict[str, t.Any]"]
+
+
+def run_module(spec: ArgumentSpec, run: Run) -> None:
+    """Run as an Ansible module in a process of its own.
 
     ``run`` returns the task's result; its key ``notes`` becomes the task's warnings.
     """
     module = AnsibleModule(**spec.to_kwargs())
-    for value in (module.params.get("secret_variables") or {}).values():
-        _never_show(module, value)
-    try:
-        results = run(module)
-    except SurefootError as exc:
-        # No exception= and no chained traceback: frames and causes may quote what the message redacted.
-        failure = {"changed": False, **exc.results}
-        _warn(module, failure)
-        module.fail_json(msg=redact(str(exc)), error=exc.to_dict(), **failure)
-    _warn(module, results)
+    invocation = Invocation(module.params, module.check_mode, module._diff, module.no_log_values)
+    results = invocation.perform(run)
+    for warning in invocation.warnings:
+        module.warn(warning)
+    if results.pop("failed", False):
+        module.fail_json(**results)
     module.exit_json(**results)
 
 
-def _warn(module: AnsibleModule, results: dict[str, t.Any]) -> None:
-    for warning in results.pop("notes", ()):
-        module.warn(redact(str(warning)))
-
-
-def connection_options(module: AnsibleModule) -> ConnectionOptions:
-    """The connection the module's options describe; its secrets are scrubbed from whatever the module returns.
+def connection_options(invocation: Invocation) -> ConnectionOptions:
+    """The connection the task's options describe; its secrets are scrubbed from whatever the task returns.
 
     :raises PlanError: see :meth:`ConnectionOptions.from_params`
     """
-    options = ConnectionOptions.from_params(module.params)
+    options = ConnectionOptions.from_params(invocation.params)
     for secret in options.secrets:
-        _never_show(module, secret)
+        invocation.never_show(secret)
     return options
-
-
-def _never_show(module: AnsibleModule, value: t.Any) -> None:
-    register_secret(value)
-    text = str(value) if value is not None else ""
-    if len(text) >= 4:
-        module.no_log_values.add(text)

@@ -16,7 +16,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Ledg
 from ansible_collections.surefoot.dbops.plugins.module_utils._script import ConcurrentTarget
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 DONE, RUN, WAIT = "done", "run", "wait"
 
@@ -55,9 +55,7 @@ WHERE i.oid = pg_catalog.to_regclass(%s)
 """
 
 
-def judge(
-    connection: Connection, target: ConcurrentTarget, *, intended: bool, location: Location
-) -> Verdict:
+def judge(connection: Connection, target: ConcurrentTarget, *, intended: bool, location: Location) -> Verdict:
     """What the catalog says about a concurrent statement.
 
     :param intended: an earlier attempt of ours recorded that it was about to run it and that the object was not there (or, for
@@ -106,7 +104,7 @@ def _create_index(connection: Connection, target: ConcurrentTarget, intended: bo
             return Verdict(DONE, "built and valid", oid=oid)
         if target.if_exists:
             return Verdict(DONE, "a valid index of that name was there before", oid=oid)
-        return Verdict(RUN, "an index of that name is there; the server will say so")
+        return Verdict(RUN, "an index of that name is there; the server will say so", oid=oid)
     if being_built:
         return Verdict(WAIT, f"{index} is being built by another session", oid=oid)
     if of_constraint:
@@ -120,9 +118,10 @@ def _create_index(connection: Connection, target: ConcurrentTarget, intended: bo
 
 def _drop_index(connection: Connection, target: ConcurrentTarget, intended: bool, location: Location) -> Verdict:
     index = _name(connection, target.schema, target.name or "")
-    if _row(connection, _INDEX, index) is None and (intended or target.if_exists):
+    found = _row(connection, _INDEX, index)
+    if found is None and (intended or target.if_exists):
         return Verdict(DONE, "the index is gone")
-    return Verdict(RUN, "the index is there, or the server will say that it is not")
+    return Verdict(RUN, "the index is there, or the server will say that it is not", oid=found[0] if found else None)
 
 
 # A REINDEX CONCURRENTLY that was cut off leaves the new (_ccnew) or the old (_ccold) copy behind, invalid.
@@ -154,7 +153,7 @@ def _detach(connection: Connection, target: ConcurrentTarget, intended: bool, lo
     partition = _name(connection, target.schema, target.name or "")
     row = _row(
         connection,
-        "SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid = pg_catalog.to_regclass(%s)"
+        "SELECT inhdetachpending, inhrelid FROM pg_catalog.pg_inherits WHERE inhrelid = pg_catalog.to_regclass(%s)"
         " AND inhparent = pg_catalog.to_regclass(%s)",
         partition,
         parent,
@@ -166,8 +165,9 @@ def _detach(connection: Connection, target: ConcurrentTarget, intended: bool, lo
             RUN,
             "an earlier attempt left the detach pending",
             instead=f"ALTER TABLE {parent} DETACH PARTITION {partition} FINALIZE",
+            oid=row[1],
         )
-    return Verdict(RUN, "still attached")
+    return Verdict(RUN, "still attached", oid=row[1])
 
 
 _JUDGES: dict[str, t.Callable[[Connection, ConcurrentTarget, bool, Location], Verdict]] = {
@@ -180,7 +180,11 @@ _JUDGES: dict[str, t.Callable[[Connection, ConcurrentTarget, bool, Location], Ve
 
 def catalog_says_done(connection: Connection, tag: str, name: str | None) -> bool | None:
     """Whether an intended statement of another kind took effect, where the catalog can tell; None where it cannot."""
-    catalogs = {"DATABASE": ("pg_database", "datname"), "TABLESPACE": ("pg_tablespace", "spcname"), "SUBSCRIPTION": ("pg_subscription", "subname")}
+    catalogs = {
+        "DATABASE": ("pg_database", "datname"),
+        "TABLESPACE": ("pg_tablespace", "spcname"),
+        "SUBSCRIPTION": ("pg_subscription", "subname"),
+    }
     verb, _space, kind = tag.partition(" ")
     if kind not in catalogs or verb not in ("CREATE", "DROP") or not name:
         return None

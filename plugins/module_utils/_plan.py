@@ -49,7 +49,7 @@ _DIRECTIVE = re.compile(r"--[ \t]*surefoot[ \t]*:[ \t]*(.*?)[ \t]*\Z")
 # A directive further down is not looked for; nobody writes this much comment before the first statement.
 _HEAD_BYTES = 65536
 # Values of a plan are small; more than this is an anchor that multiplies itself.
-_MAX_NODES = 2_000_000
+_MAX_NODES = 500_000
 _MAX_DEPTH = 50
 
 
@@ -213,10 +213,11 @@ class Plan:
         return self.sha256
 
     def values(
-        self, given: t.Mapping[str, t.Any], secrets: t.Mapping[str, t.Any]
+        self, given: t.Mapping[str, t.Any], secrets: t.Mapping[str, t.Any], *, complete: bool = True
     ) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
         """Plain and secret values for SQL: the plan's defaults, overridden by what is given.
 
+        :param complete: every variable of the plan must have a value; else those without one are left out
         :raises PlanError: a variable that must be given is not, or one is given in the wrong place
         """
         for name in given:
@@ -228,6 +229,8 @@ class Plan:
                 problem = f"variable {name} is given as a secret, and declared as a plain one"
                 raise PlanError(problem, location=self.location, remedy="List it under secret_variables of the plan.")
         values = {**self.variables, **given}
+        if not complete:
+            return {name: value for name, value in values.items() if value is not None}, dict(secrets)
         missing = [name for name in self.variables if values[name] is None]
         if missing:
             problem = f"no value for variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
@@ -997,7 +1000,7 @@ class _PlanReader:
 
     def _column(self, text: str, node: t.Any) -> str:
         if not _NAME.fullmatch(text):
-            remedy = 'Write it as SQL does; a name of other characters goes in double quotes, such as \'"Order No"\'.'
+            remedy = "Write it as SQL does; a name of other characters goes in double quotes, such as '\"Order No\"'."
             raise PlanError(f"{text!r} is not the name of a column", location=self.yaml.at(node), remedy=remedy)
         return _identifier(text)
 

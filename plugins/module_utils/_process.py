@@ -22,6 +22,7 @@ import typing as t
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Interrupted
 
 _POLL_SECONDS = 0.1
+_LAST_ATTEMPTS = 300
 _MAX_ANCESTORS = 8
 # The names under which the controlling programs run; the chain of ancestors is watched up to the last of them.
 _CONTROLLERS = (b"ansible", b"molecule", b"receptor")
@@ -43,7 +44,8 @@ def _stat(pid: int) -> tuple[int, int] | None:
 def _is_controller(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return any(name in stream.read() for name in _CONTROLLERS)
+            command = stream.read()
+        return any(name in command for name in _CONTROLLERS)
     except OSError:
         return False
 
@@ -116,12 +118,19 @@ def run_interruptible(work: t.Callable[[], T], cancel: t.Callable[[str], None]) 
     thread = threading.Thread(target=target, name="surefoot-work", daemon=True)
     with _signals_to(on_signal):
         thread.start()
-        while not done.wait(_POLL_SECONDS):
-            lost = None if reasons else watch.lost()
-            if lost:
-                reasons.append(lost)
-            if reasons:
-                cancel(reasons[0])
+        try:
+            while not done.wait(_POLL_SECONDS):
+                lost = None if reasons else watch.lost()
+                if lost:
+                    reasons.append(lost)
+                if reasons:
+                    cancel(reasons[0])
+        except BaseException as exc:  # Ansible's own task timeout arrives as an exception in this thread
+            for _attempt in range(_LAST_ATTEMPTS):
+                cancel(f"{type(exc).__name__} in the controlling process")
+                if done.wait(_POLL_SECONDS):
+                    break
+            raise
         thread.join()
     if failure:
         raise failure[0]

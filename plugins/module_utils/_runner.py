@@ -24,12 +24,25 @@ import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import _nontransactional as nontransactional
 from ansible_collections.surefoot.dbops.plugins.module_utils._backfill import BackfillSql, prepare_backfill
-from ansible_collections.surefoot.dbops.plugins.module_utils._catalog import Catalog, diff, entry_hashes, fingerprint
-from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Check, CheckResult, due, run_checks, validate_checks
+from ansible_collections.surefoot.dbops.plugins.module_utils._catalog import entry_hashes
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import (
+    Check,
+    CheckResult,
+    due,
+    run_checks,
+    validate_checks,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
     ConnectionOptions,
     redact_sql,
     sql_error,
+)
+from ansible_collections.surefoot.dbops.plugins.module_utils._drift import (
+    Drift,
+    catalog_drift,
+    drift_evidence,
+    file_drift,
+    no_other_run,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     ConnectionFailed,
@@ -70,7 +83,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import ren
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
     Selection,
     Step,
-    file_drift,
     raw_digest,
     read_step,
     select_deploy,
@@ -88,7 +100,7 @@ except ImportError:  # reported by _connection.require_driver
     pass
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 # lock_not_available, deadlock_detected, serialization_failure: the whole transaction may be tried again.
 _RETRYABLE = frozenset({"55P03", "40P01", "40001"})
@@ -96,6 +108,8 @@ _OVER_BUDGET_ATTEMPTS = 3  # work that overran the budget will overrun it again;
 _FIRST_DELAY = 0.1
 _BUSY_POLL = 0.25
 _STATEMENTS_SHOWN = 100
+_SESSION_SETUP = ("SET", "RESET", "SET SESSION CHARACTERISTICS")
+_TAKES_AWAY = ("drop_index", "detach_partition")
 _WHOLE_STEP = -1  # the statement number of a record about a step as a whole
 
 T = t.TypeVar("T")
@@ -168,8 +182,10 @@ class Runner:
         self._statements: list[dict[str, t.Any]] = []
         self._checks: list[CheckResult] = []
         self._warnings: list[str] = []
-        self._drift: list[dict[str, t.Any]] = []
+        self._drift: list[Drift] = []
         self._watch: LockWatch | None = None
+        self._xid = ""
+        self._touched = False  # something of this run may have been committed
 
     # --- the run -----------------------------------------------------------------------------------------------------------
 
@@ -223,8 +239,20 @@ class Runner:
                         self._migrate(control, migration)
             outcome = "succeeded"
         finally:
+            self._finish_run(control, outcome)
+
+    def _finish_run(self, control: Connection, outcome: str) -> None:
+        # A run that failed may have changed the catalog too: finished steps, an INVALID index.
+        try:
             if not control.closed:
-                self._ledger.finish_run(control, outcome, self._catalog(control) if self._done else None)
+                catalog = entry_hashes(control, exclude_schemas=(self._ledger.schema,)) if self._touched else None
+                self._ledger.finish_run(control, outcome, catalog)
+                return
+        except (psycopg2.Error, SurefootError):
+            pass
+        self._warn_once(
+            "how the run ended could not be recorded, as the control connection was lost; what was applied is recorded"
+        )
 
     def _results(self) -> dict[str, t.Any]:
         done = [item["id"] for item in self._done]
@@ -242,7 +270,7 @@ class Runner:
             "statement_count": len(self._statements),
             "retries": self._retries,
             "checks": [result.to_dict() for result in self._checks],
-            "drift": self._drift,
+            "drift": [item.to_dict() for item in self._drift],
             "notes": list(dict.fromkeys(self._warnings)),
             "evidence": record(None if self._options.check_mode else self._options.run_dir, self._evidence()),
         }
@@ -256,17 +284,7 @@ class Runner:
         """What this run measured, for the gate and the report."""
         done = [item["id"] for item in self._done]
         required = [migration.id for migration in self._selection.todo]
-        drifted = [item for item in self._drift if item["kind"] != "spacing"]
-        records = [
-            Evidence(
-                criterion="ledger.no_drift",
-                phase="plan",
-                verdict=verdict(not drifted),
-                measured=drifted or "files and catalog as recorded",
-                required="files and catalog as recorded",
-                source="ledger, files, catalog fingerprint",
-            )
-        ]
+        records = [drift_evidence(self._drift)]
         if not self._options.check_mode:
             records.append(
                 Evidence(
@@ -314,7 +332,9 @@ class Runner:
         given = {**self._options.variables, **self._options.secrets}
         unknown = [name for name in given if declared and name not in declared and not self._plan.file]
         if unknown:
-            raise PlanError(f"variable {unknown[0]} is not declared in the plan", remedy="Declare it, or correct its name.")
+            raise PlanError(
+                f"variable {unknown[0]} is not declared in the plan", remedy="Declare it, or correct its name."
+            )
         exposed = [name for name in self._options.variables if name in self._plan.secret_variables]
         if exposed:
             raise PlanError(
@@ -369,56 +389,43 @@ class Runner:
             )
 
     def _check_file_drift(self, state: State) -> None:
+        concerned = {migration.id for migration in self._selection.todo}
         found = file_drift(self._plan, state)
-        self._drift = [item.to_dict() for item in found]
-        self._warnings.extend(item.message for item in found if item.kind == "spacing")
-        changed = [item for item in found if item.kind != "spacing"]
-        if self._action == "rollback":
-            changed = [item for item in changed if item.migration_id in {m.id for m in self._selection.todo}]
+        if self._action == "rollback":  # what stays applied is not touched, whatever its file says
+            found = [item for item in found if item.migration_id in concerned]
         self._drifted(
-            [item.message for item in changed],
-            "Restore the file as it was applied (the ledger keeps the executed text), or set on_drift: warn.",
+            found, "Restore the file as it was applied (the ledger keeps the executed text), or set on_drift: warn."
+        )
+
+    def _check_catalog_drift(self, control: Connection, state: State) -> None:
+        if state.cut_off:
+            self._warn_once(
+                f"run {state.cut_off} was cut off; the catalog is not compared with what the run before it left, as its own"
+                " changes would look like drift"
+            )
+        found = catalog_drift(control, state, self._ledger.schema, self._plan.drift_ignore)
+        self._drifted(
+            [found] if found else [],
+            "Put it back or write it as a migration; name what others may change in drift_ignore; or set on_drift: warn to"
+            " accept it.",
         )
 
     def _check_catalog_drift_unless_busy(self, control: Connection, state: State) -> None:
         if state.mark is None:
             return
-        with control.cursor() as cursor:
-            cursor.execute("SELECT pg_catalog.pg_try_advisory_lock(%s)", (self._ledger.runner_key,))
-            if not (cursor.fetchone() or (False,))[0]:
-                self._warnings.append("catalog drift was not looked at: another run is in progress")
-                return
-            try:
+        with no_other_run(control, self._ledger) as quiet:
+            if quiet:
                 self._check_catalog_drift(control, state)
-            finally:
-                cursor.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (self._ledger.runner_key,))
+            else:
+                self._warnings.append("catalog drift was not looked at: another run is in progress")
 
-    def _check_catalog_drift(self, control: Connection, state: State) -> None:
-        if state.mark is None:
-            return
-        if state.mark.fingerprint == fingerprint(control, exclude_schemas=(self._ledger.schema,)):
-            return
-        ignore = self._plan.drift_ignore
-        difference = diff(state.mark.catalog().filter(ignore), self._catalog(control).filter(ignore))
-        if not difference:
-            return
-        self._drift.append({"migration_id": "", "kind": "catalog", "message": difference.summary()})
-        self._drifted(
-            [f"the catalog changed since run {state.mark.run_id}: {difference.summary()}"],
-            "Put it back or write it as a migration; name what others may change in drift_ignore; or set on_drift: warn to"
-            " accept it.",
-        )
-
-    def _catalog(self, control: Connection) -> Catalog:
-        return entry_hashes(control, exclude_schemas=(self._ledger.schema,))
-
-    def _drifted(self, messages: t.Sequence[str], remedy: str) -> None:
-        if not messages:
-            return
-        if self._options.on_drift == "fail":
-            more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
-            raise DriftError(messages[0] + more, remedy=remedy)
-        self._warnings.extend(messages)
+    def _drifted(self, found: t.Sequence[Drift], remedy: str) -> None:
+        self._drift.extend(found)
+        stops = [item for item in found if item.matters and self._options.on_drift == "fail"]
+        if stops:
+            more = f" (and {len(stops) - 1} more)" if len(stops) > 1 else ""
+            raise DriftError(stops[0].message + more, remedy=remedy)
+        self._warnings.extend(item.message for item in found)
 
     # --- locks -------------------------------------------------------------------------------------------------------------
 
@@ -506,7 +513,9 @@ class Runner:
             self._heartbeat(control)
             text = self._text(steps)
             if simple:
-                work = _Work(migration, 0, t.cast(SqlStep, steps[0]), self._script(steps[0]), text, True, False)
+                # A rollback also forgets how far a half-applied deployment had come.
+                clear = self._action == "rollback"
+                work = _Work(migration, 0, t.cast(SqlStep, steps[0]), self._script(steps[0]), text, True, clear)
                 self._transaction([work], limits, counters)
             else:
                 self._steps(control, migration, steps, text, limits, counters)
@@ -597,7 +606,9 @@ class Runner:
                     with gzip.open(raw, "wt", compresslevel=1, encoding="utf-8") as packed:
                         packed.writelines(redact_sql(line) for line in source)
         except OSError as exc:
-            raise EnvironmentProblem(f"cannot write {directory}: {exc.strerror}", remedy="Make room or the directory writable.") from exc
+            raise EnvironmentProblem(
+                f"cannot write {directory}: {exc.strerror}", remedy="Make room or the directory writable."
+            ) from exc
 
     def _heartbeat(self, control: Connection) -> None:
         """The runner lock lives on this connection; without it nothing may begin."""
@@ -638,7 +649,15 @@ class Runner:
             text = self._text(steps)
             for number, step in enumerate(steps):
                 works.append(
-                    _Work(migration, number, t.cast(SqlStep, step), self._script(step), text, number == len(steps) - 1, False)
+                    _Work(
+                        migration,
+                        number,
+                        t.cast(SqlStep, step),
+                        self._script(step),
+                        text,
+                        number == len(steps) - 1,
+                        False,
+                    )
                 )
         limits = self._limits(self._selection.todo[0])
         counters: dict[str, t.Any] = {"tries": 1, "held": None}
@@ -700,7 +719,8 @@ class Runner:
                 "migration": migration.id,
                 "attempt": number,
                 "sqlstate": getattr(exc, "sqlstate", None),
-                "reason": getattr(exc, "condition", None) or ("lock_budget" if isinstance(exc, _OverBudget) else "orphan"),
+                "reason": getattr(exc, "condition", None)
+                or ("lock_budget" if isinstance(exc, _OverBudget) else "orphan"),
                 "delay_seconds": round(delay, 3) if delay is not None else None,
                 "blockers": [blocker.to_dict() for blocker in watch.blockers] if watch else [],
                 "held": dict(watch.held) if watch and isinstance(exc, _OverBudget) else {},
@@ -754,15 +774,9 @@ class Runner:
                 if work.final:
                     self._finish(work, limits, started, number)
                 else:
-                    digest = hashlib.sha256(read_step(t.cast(SqlStep, work.step))).hexdigest()
-                    worker.execute(
-                        self._ledger.progress_sql(
-                            worker.connection, work.migration.id, self._action, work.number, _WHOLE_STEP, "done", digest
-                        )
-                    )
+                    self._finish_step(work)
             self._within_budget()
-            xid = worker.fetch("SELECT pg_catalog.pg_current_xact_id()::text")[0][0] if len(works) > 1 else self._xid
-            self._commit(works[-1], str(xid))
+            self._commit(works[-1], self._xid)
         except psycopg2.Error as exc:
             if watch.over_budget:
                 raise _OverBudget() from None
@@ -812,7 +826,9 @@ class Runner:
                     else:
                         worker.execute(text)
             except psycopg2.Error as exc:
-                if watch.over_budget or (exc.pgcode == "57014" and left is not None and left < limits.statement_timeout):
+                if watch.over_budget or (
+                    exc.pgcode == "57014" and left is not None and left < limits.statement_timeout
+                ):
                     raise _OverBudget() from None
                 raise self._failed(exc, statement.location(), statement) from None
             if not worker.in_transaction:
@@ -862,10 +878,7 @@ class Runner:
             if checks:
                 worker.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 self._require(self._run_checks(checks, work.migration, True), work.migration, "nothing was changed")
-        parts = ["SET CONSTRAINTS ALL IMMEDIATE"]
-        if work.script is not None and work.script.needs_fresh_connection:
-            parts.append("RESET SESSION AUTHORIZATION; RESET ROLE")
-        parts.append("SET LOCAL synchronous_commit = on")
+        parts = self._before_record(work)
         if work.clear:
             parts.append(self._ledger.clear_progress_sql(worker.connection, work.migration.id))
         parts.append(
@@ -873,9 +886,28 @@ class Runner:
                 worker.connection, work.migration.id, self._action, work.text, started, number
             )
         )
-        self._xid = worker.fetch("; ".join(parts))[0][0]
+        self._xid = str(worker.fetch("; ".join(parts))[0][0])
+
+    def _finish_step(self, work: _Work) -> None:
+        """The same for a step that is not the migration's last: its record instead of the ledger row."""
+        digest = hashlib.sha256(read_step(t.cast(SqlStep, work.step))).hexdigest()
+        connection = self._worker.connection
+        parts = self._before_record(work)
+        parts.append(
+            self._ledger.progress_sql(connection, work.migration.id, self._action, work.number, _WHOLE_STEP, "done", digest)
+        )
+        parts.append("SELECT pg_catalog.pg_current_xact_id()::text")
+        self._xid = str(self._worker.fetch("; ".join(parts))[0][0])
+
+    def _before_record(self, work: _Work) -> list[str]:
+        parts = ["SET CONSTRAINTS ALL IMMEDIATE"]
+        if work.script is not None and work.script.needs_fresh_connection:
+            parts.append("RESET SESSION AUTHORIZATION; RESET ROLE")
+        parts.append("SET LOCAL synchronous_commit = on")
+        return parts
 
     def _commit(self, work: _Work, xid: str) -> None:
+        self._touched = True
         try:
             self._worker.commit()
         except CommitLost:
@@ -899,7 +931,9 @@ class Runner:
                 with contextlib.closing(self._open_control()) as connection:
                     applied = self._ledger.is_applied(connection, work.migration.id)
                     if applied != (self._action == "rollback") and work.final:
-                        self._warnings.append(f"{work.migration.id}: the connection died at COMMIT; the ledger says committed")
+                        self._warnings.append(
+                            f"{work.migration.id}: the connection died at COMMIT; the ledger says committed"
+                        )
                         return
                     with connection.cursor() as cursor:
                         cursor.execute("SELECT pg_catalog.pg_xact_status(%s::xid8)", (xid,))
@@ -970,7 +1004,9 @@ class Runner:
         worker = self._worker
         worker.ready(self._settings(migration, limits))
         if not worker.fetch(f"SELECT pg_catalog.pg_try_advisory_lock({self._ledger.worker_key})")[0][0]:
-            raise LockBusy("the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate.")
+            raise LockBusy(
+                "the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate."
+            )
         try:
             yield
         finally:
@@ -988,11 +1024,13 @@ class Runner:
         """Statement by statement: an intent before, a result after, and the catalog asked what became of an intent."""
         with self._worker_lock(migration, limits):
             self._mark(migration, number, _WHOLE_STEP, "intended", digest)
+            self._touched = True
             for statement, kind in executable(step.path, self._script(step)):
                 earlier = progress.get((number, statement.index))
                 text = self._render(statement, step)
                 fingerprint = hashlib.sha256(statement.text.encode()).hexdigest()
-                if earlier is not None and earlier.state == "done":
+                # What sets up the session is needed again after a resume; only it is: its effect died with the session.
+                if earlier is not None and earlier.state == "done" and kind.tag not in _SESSION_SETUP:
                     continue
                 clock = time.monotonic()
                 if kind.in_transaction == "yes" and kind.tag not in ("CALL", "DO"):
@@ -1002,7 +1040,9 @@ class Runner:
                 self._note_statement(migration, step, statement, kind, time.monotonic() - clock)
             self._mark(migration, number, _WHOLE_STEP, "done", digest)
 
-    def _mark(self, migration: Migration, step: int, statement: int, state: str, digest: str, oid: int | None = None) -> None:
+    def _mark(
+        self, migration: Migration, step: int, statement: int, state: str, digest: str, oid: int | None = None
+    ) -> None:
         self._worker.execute(
             self._ledger.progress_sql(
                 self._worker.connection, migration.id, self._action, step, statement, state, digest, object_oid=oid
@@ -1085,6 +1125,12 @@ class Runner:
         location = statement.location()
         deadline = time.monotonic() + limits.retry.deadline
         intended = earlier is not None
+        if earlier is not None and earlier.object_oid is not None and target is not None and target.kind == "create_index":
+            # What was there before an earlier attempt, and still is, is not what that attempt made.
+            found = nontransactional.judge(worker.connection, target, intended=True, location=location)
+            intended = found.oid != earlier.object_oid
+        if earlier is not None and earlier.object_oid is None and target is not None and target.kind in _TAKES_AWAY:
+            intended = False  # it was not there when an earlier attempt began: the server refused that one, it did not succeed
         if target is None and earlier is not None:
             done = nontransactional.catalog_says_done(worker.connection, kind.tag, _last_name(statement))
             if done:
@@ -1128,7 +1174,11 @@ class Runner:
             try:
                 with watch.statement(may_block=False):
                     self._unbounded(
-                        instead, deadline, f"{milliseconds(limits.lock_timeout)}" if bounded else "0", location, statement
+                        instead,
+                        deadline,
+                        f"{milliseconds(limits.lock_timeout)}" if bounded else "0",
+                        location,
+                        statement,
                     )
             finally:
                 watch.end()
@@ -1140,7 +1190,9 @@ class Runner:
         self._with_retries(migration, limits, attempt)
         self._mark(migration, number, statement.index, "done", fingerprint)
 
-    def _unbounded(self, text: str, deadline: float, lock_timeout: str, location: Location, statement: Statement) -> None:
+    def _unbounded(
+        self, text: str, deadline: float, lock_timeout: str, location: Location, statement: Statement
+    ) -> None:
         """One autocommitted statement under the deadline instead of the statement timeout."""
         left = deadline - time.monotonic()
         if left <= 0:
@@ -1263,12 +1315,13 @@ class Runner:
             steps = migration.steps
             text = Text(raw_digest(steps), token_digest(steps), None, 0)
             worker.ready({})
+            self._touched = True
             worker.execute("BEGIN")
-            worker.fetch(
-                self._ledger.record_applied_sql(worker.connection, migration.id, "baseline", text, _now(), 1)
-            )
+            worker.fetch(self._ledger.record_applied_sql(worker.connection, migration.id, "baseline", text, _now(), 1))
             worker.commit()
-            self._done.append({"id": migration.id, "seconds": 0.0, "statements": 0, "attempts": 1, "lock_held_seconds": None})
+            self._done.append(
+                {"id": migration.id, "seconds": 0.0, "statements": 0, "attempts": 1, "lock_held_seconds": None}
+            )
 
     # --- small things ------------------------------------------------------------------------------------------------------
 

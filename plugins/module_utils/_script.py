@@ -177,8 +177,8 @@ _DROP_QUIET = frozenset(
     {
         "ROLE", "USER", "GROUP", "DATABASE", "TABLESPACE", "FUNCTION", "PROCEDURE", "ROUTINE", "AGGREGATE", "CAST",
         "COLLATION", "CONVERSION", "LANGUAGE", "SERVER", "USER MAPPING", "PUBLICATION", "SUBSCRIPTION", "TYPE",
-        "DOMAIN", "SCHEMA", "TEXT SEARCH", "EVENT TRIGGER", "STATISTICS", "OPERATOR", "OPERATOR CLASS", "OPERATOR FAMILY",
-        "TRANSFORM", "ACCESS METHOD", "FOREIGN DATA",
+        "DOMAIN", "SCHEMA", "TEXT SEARCH", "EVENT TRIGGER", "STATISTICS", "OPERATOR", "OPERATOR CLASS",
+        "OPERATOR FAMILY", "TRANSFORM", "ACCESS METHOD", "FOREIGN DATA",
     }
 )  # fmt: skip
 
@@ -294,16 +294,15 @@ def _create(words: list[str], statement: Statement) -> StatementClass:
     if (what, following) in _TWO_WORDS:
         tag = f"CREATE {what} {following}".upper()
         if tag == "CREATE FOREIGN TABLE":
-            return StatementClass(tag, may_block="partition" in words or b"inherits" in statement.raw.lower())
+            return StatementClass(tag, may_block=_follows(words, "partition", "of"))
         return StatementClass(tag, may_block=False, session=session)
     if what == "index":
         if following == "concurrently":
             return StatementClass("CREATE INDEX CONCURRENTLY", "never", may_block=False)
         return StatementClass("CREATE INDEX")
     if what == "table":
-        lower = statement.raw.lower()
-        # PARTITION OF comes right behind the name; the others can be anywhere.
-        blocks = b"references" in lower or b"inherits" in lower or _follows(words, "partition", "of")
+        # A reference can be anywhere; PARTITION OF comes right behind the name. Parents of INHERITS go on being used.
+        blocks = b"references" in statement.raw.lower() or _follows(words, "partition", "of")
         return StatementClass("CREATE TABLE", session=session, may_block=blocks)
     if what == "view":
         return StatementClass("CREATE VIEW", session=session, may_block="replace" in modifiers)
@@ -436,6 +435,8 @@ def _select(words: list[str], statement: Statement) -> StatementClass:
     session = "clean"
     if b"advisory" in statement.raw.lower() or _follows(words, "into", "temp") or _follows(words, "into", "temporary"):
         session = "settings"
+    if first == "WITH" and {"insert", "update", "delete", "merge"} & set(words):
+        first = "WITH DML"
     return StatementClass(first, session=session, may_block=calls)
 
 
@@ -666,6 +667,7 @@ _META_REMEDIES = {
     "\\encoding": "Convert the file to UTF-8 and remove it.",
     "\\q": "Remove it and what follows: psql runs nothing behind it.",
     "\\quit": "Remove it and what follows: psql runs nothing behind it.",
+    "\\.": "It ends the rows of COPY ... FROM STDIN, and no such statement is open here.",
     "\\lo_import": "Use lo_from_bytea().",
     "\\l": _SHOW_REMEDY,
     "\\z": _SHOW_REMEDY,
@@ -699,8 +701,9 @@ class _Inspection:
         self.begin: Statement | None = None
         self.commit: Statement | None = None
         self.outside: Statement | None = None
-        self.modes: list[str] = []
+        self.modes: dict[str, str] = {}
         self.count = 0
+        self.queried = False
         self.variables: set[str] = set()
         self.warnings: list[str] = []
         self.disarms: set[str] = set()
@@ -741,6 +744,8 @@ class _Inspection:
             self.check_encoding(statement)
         if entry.tag == "SET TRANSACTION" and self.take_modes(statement):
             return
+        if entry.tag not in _BEFORE_MODES:
+            self.queried = True
         self.count += 1
         if self.preparing:
             self.preparing = statement.copy_data is None and self.count <= 1000
@@ -775,7 +780,8 @@ class _Inspection:
             position = _skip(words, 1, ("work",))
             if position == 1:
                 position = _skip(words, 1, ("transaction",))
-            self.modes += self.parse_modes(statement, position)
+            self.queried = False
+            self.modes.update(self.parse_modes(statement, position))
         elif entry.tag == "COMMIT":
             if "chain" in words and "no" not in words:
                 self.refuse("COMMIT AND CHAIN", statement, "Split the file into one file a transaction.")
@@ -799,37 +805,38 @@ class _Inspection:
                 "Remove it: the ledger row must commit with the migration.",
             )
 
-    def parse_modes(self, statement: Statement, position: int) -> list[str]:
+    def parse_modes(self, statement: Statement, position: int) -> dict[str, str]:
+        """Mode by kind (isolation, read, deferrable): the last one of a kind counts."""
         words = _words(statement.head)[position:]
-        modes = []
+        modes = {}
         while words:
             if words[0] == ",":
                 del words[0]
                 continue
             for sequence in _MODES:
                 if tuple(words[: len(sequence)]) == sequence:
-                    modes.append(" ".join(sequence).upper())
+                    modes[sequence[-1] if sequence[-1] == "deferrable" else sequence[0]] = " ".join(sequence).upper()
                     del words[: len(sequence)]
                     break
             else:
                 self.refuse(
                     "transaction mode that is not known", statement, "Use ISOLATION LEVEL, READ WRITE, DEFERRABLE."
                 )
-        if "READ ONLY" in modes:
+        if "READ ONLY" in modes.values():
             self.refuse("READ ONLY transaction", statement, "Remove READ ONLY: the ledger row is written in it.")
         return modes
 
     def take_modes(self, statement: Statement) -> bool:
-        """SET TRANSACTION before the first statement belongs to BEGIN: the runner's own queries precede the text."""
+        """SET TRANSACTION before the first query belongs to BEGIN: the runner's own queries precede the text."""
         words = _words(statement.head)
         if words[2:3] == ["snapshot"]:
             self.refuse("SET TRANSACTION SNAPSHOT", statement, "Remove it.")
         modes = self.parse_modes(statement, 2)
-        if self.count or not self.transaction:
+        if self.queried or not self.transaction:
             if not self.transaction:
                 self.warn("SET TRANSACTION has no effect outside a transaction", statement)
             return False
-        self.modes += modes
+        self.modes.update(modes)
         return True
 
     def check_transactional(self, statement: Statement, entry: StatementClass) -> None:
@@ -857,6 +864,12 @@ class _Inspection:
         if entry.tag in ("SAVEPOINT", "RELEASE", "ROLLBACK TO"):
             self.refuse(
                 f"{entry.tag} in a migration without a transaction", statement, "Remove it, or set `transaction: true`."
+            )
+        if entry.tag in ("SET ROLE", "SET SESSION AUTHORIZATION"):
+            self.refuse(
+                f"{entry.tag} in a migration without a transaction",
+                statement,
+                "Remove it and run the task with session_role: the ledger is written between the statements, by the task's role.",
             )
         if entry.tag in ("SET LOCAL", "SET CONSTRAINTS", "LOCK", "DECLARE"):
             self.warn(f"{entry.tag} has no effect outside a transaction", statement)
@@ -963,6 +976,9 @@ _MODES = (
     ("deferrable",),
 )
 
+# What takes no snapshot, so that SET TRANSACTION may still follow it.
+_BEFORE_MODES = frozenset({"SET", "SET LOCAL", "SET CONSTRAINTS", "SET SESSION CHARACTERISTICS", "RESET", "SHOW"})
+
 # What may stand outside a file's own BEGIN ... COMMIT.
 _OUTSIDE = frozenset(
     {"SET", "SET LOCAL", "SET TRANSACTION", "SET SESSION CHARACTERISTICS", "SET ROLE", "SET SESSION AUTHORIZATION"}
@@ -1016,7 +1032,7 @@ def inspect(path: str | os.PathLike[str], *, transaction: bool = True) -> Script
         token_sha256=scanner.token_sha256,
         size=scanner.size,
         statement_count=found.count,
-        begin_modes=", ".join(found.modes) or None,
+        begin_modes=", ".join(found.modes.values()) or None,
         taken_over=found.begin is not None,
         needs_fresh_connection=found.fresh,
         variables=frozenset(found.variables),
@@ -1037,7 +1053,7 @@ def executable(path: str | os.PathLike[str], script: Script) -> t.Iterator[tuple
         only after the last statement was taken
     """
     path = os.fspath(path)
-    yielded = False
+    queried = False
     with _open(path) as stream:
         if isinstance(stream, io.BytesIO):
             content = stream.getvalue()
@@ -1051,10 +1067,11 @@ def executable(path: str | os.PathLike[str], script: Script) -> t.Iterator[tuple
                 continue
             entry = classify(statement)
             if entry.in_transaction == "control":
+                queried = queried and entry.tag != "BEGIN"
                 continue
-            if entry.tag == "SET TRANSACTION" and script.transaction and not yielded:
+            if entry.tag == "SET TRANSACTION" and script.transaction and not queried:
                 continue
-            yielded = True
+            queried = queried or entry.tag not in _BEFORE_MODES
             yield statement, entry
     _compare(path, script, scanner.size, scanner.raw_sha256)
 

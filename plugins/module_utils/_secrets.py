@@ -21,7 +21,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Sta
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import render as render_text
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 # Statements whose expressions are evaluated by the executor, where a subquery can stand.
 _TAKES_SUBQUERY = frozenset({"select", "insert", "update", "delete", "merge", "with", "values"})

@@ -4,7 +4,7 @@
 
 # This file is PRIVATE to the collection. Do not use it from outside.
 
-"""Plan and ledger compared: what is to be done, what must not be, and which files are not what was applied."""
+"""Plan and ledger compared: what is to be done, and what must not be."""
 
 from __future__ import annotations
 
@@ -32,18 +32,6 @@ class Selection:
     todo: tuple[Migration, ...]
     manual: tuple[Migration, ...]
     done: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class FileDrift:
-    """An applied migration whose file is not what was executed."""
-
-    migration_id: str
-    kind: str  # changed | spacing | missing
-    message: str
-
-    def to_dict(self) -> dict[str, str]:
-        return dataclasses.asdict(self)
 
 
 def _backfill_definition(step: BackfillStep) -> bytes:
@@ -91,23 +79,9 @@ def read_step(step: Step) -> bytes:
         with open(step.path, "rb") as stream:
             return stream.read()
     except OSError as exc:
-        raise EnvironmentProblem(f"cannot read {step.path}: {exc.strerror}", remedy="Check the path and its rights.") from exc
-
-
-def file_drift(plan: Plan, state: State) -> list[FileDrift]:
-    """Applied migrations whose files changed, or that the plan no longer has. Tokens are compared only where bytes differ."""
-    found: list[FileDrift] = []
-    by_id = {migration.id: migration for migration in plan.migrations}
-    for migration_id, applied in state.applied.items():
-        migration = by_id.get(migration_id)
-        if migration is None:
-            found.append(FileDrift(migration_id, "missing", f"{migration_id} is applied but not in the plan"))
-        elif raw_digest(migration.steps) != applied.raw_sha256:
-            if token_digest(migration.steps) == applied.token_sha256:
-                found.append(FileDrift(migration_id, "spacing", f"{migration_id}: only white space or comments changed since"))
-            else:
-                found.append(FileDrift(migration_id, "changed", f"{migration_id} was changed after it was applied"))
-    return found
+        raise EnvironmentProblem(
+            f"cannot read {step.path}: {exc.strerror}", remedy="Check the path and its rights."
+        ) from exc
 
 
 def select_deploy(
@@ -154,7 +128,9 @@ def _check_requirements(todo: t.Sequence[Migration], state: State) -> None:
 
 
 def _check_order(plan: Plan, todo: t.Sequence[Migration], state: State) -> None:
-    newest = max((m for m in plan.migrations if m.id in state.applied and not m.manual), key=lambda m: m.index, default=None)
+    newest = max(
+        (m for m in plan.migrations if m.id in state.applied and not m.manual), key=lambda m: m.index, default=None
+    )
     late = [m for m in todo if newest and m.index < newest.index and not m.manual and m.id not in state.partial]
     if newest and late:
         raise LedgerError(
@@ -164,9 +140,7 @@ def _check_order(plan: Plan, todo: t.Sequence[Migration], state: State) -> None:
         )
 
 
-def select_rollback(
-    plan: Plan, state: State, *, to: str | None = None, only: t.Collection[str] = ()
-) -> Selection:
+def select_rollback(plan: Plan, state: State, *, to: str | None = None, only: t.Collection[str] = ()) -> Selection:
     """What is to be rolled back, newest first: down to and including ``to``, or only what is named. Half-applied ones count.
 
     :raises PlanError: an unknown id, no rollback file, or something applied that stays requires one of them

@@ -32,6 +32,12 @@ CHUNK_SIZE = 256 * 1024
 # A backend needs roughly ten times a statement's size to parse it, and this process about three times.
 MAX_STATEMENT_SIZE = 64 * 1024 * 1024
 
+# Reads grow with the statement that does not fit; this keeps the buffer near the limit above.
+_LARGEST_READ = 16 * 1024 * 1024
+
+# Text below this size is tokenised for the hash in one call.
+_FEW_TOKENS = 32 * 1024
+
 # Enough for every decision by table; statements are not tokenised further.
 HEAD_TOKENS = 64
 
@@ -88,7 +94,7 @@ _STYLES = ("raw", "literal", "identifier")
 _ROUTINE_WORD = re.compile(_WORD)
 _SPACE = re.compile(rb"[ \t\n\r\f\v]*")
 _META = re.compile(
-    rb"\\[^\s\\]*(?:[^\\'\"`\n\r]|'(?:[^'\\\n\r]|\\[^\n\r]|'')*'|\"[^\"\n\r]*\"|`[^`\n\r]*`){0,4000}",
+    rb"\\[^\s\\]*(?:[^\\'\"`\n\r]+|'(?:[^'\\\n\r]|\\[^\n\r]|'')*'|\"[^\"\n\r]*\"|`[^`\n\r]*`){0,4000}",
 )
 _META_NAME = re.compile(rb"\\(?:[;:]|[^\s\\;]*)")
 _COPY_LINE_REST = re.compile(rb"[ \t\r\f\v]*(?:--[^\n]*)?(?:\n|\Z)")
@@ -126,7 +132,7 @@ _TEXT_TOKEN = re.compile(
     |(?P<word>[A-Za-z_{_HI}][A-Za-z0-9_${_HI}]*)
     |(?P<number>0[xX][0-9A-Fa-f_]+|\.?[0-9](?:[eE][+-][0-9]|(?![eE]')[A-Za-z0-9_.{_HI}])*)
     |(?P<parameter>\$[0-9]+)
-    |(?P<variable>:(?![0-9]+(?![A-Za-z0-9_{_HI}]))(?<!::)[A-Za-z0-9_{_HI}]+
+    |(?P<variable>:(?![0-9]+(?![A-Za-z0-9_{_HI}]))[A-Za-z0-9_{_HI}]+
         |:'(?![0-9]+')[A-Za-z0-9_{_HI}]+'|:"(?![0-9]+")[A-Za-z0-9_{_HI}]+")
     |(?P<operator>::|:=|[+\-*/<>=]*[~!@\#%^&|`?][+\-*/<>=~!@\#%^&|`?]*|[+\-*/<>=]*[*/<>=]|[+\-])
     |(?P<punctuation>.)
@@ -398,7 +404,7 @@ class Scanner:
         kept = len(self._buffer) - keep_from
         self._advance_mark(keep_from)
         self._mark = 0
-        chunk = self._stream.read(max(self._chunk_size, kept))
+        chunk = self._stream.read(max(self._chunk_size, min(kept, _LARGEST_READ)))
         self._buffer = self._buffer[keep_from:] + chunk
         if not chunk:
             self._eof = True
@@ -510,6 +516,14 @@ class Scanner:
             elif two[:1] == b";":
                 position += 1
                 continue
+            elif two == b"\xef\xbb" and len(buffer) == position + 2 and not self._eof:
+                pass
+            elif two == b"\xef\xbb" and buffer.startswith(b"\xef\xbb\xbf", position):
+                raise self._error(
+                    "byte order mark inside the file",
+                    position,
+                    "It remains where files were joined; remove it, the server takes it for a part of the statement.",
+                )
             elif len(two) == 2 or (two and self._eof):
                 return position
             elif self._eof:
@@ -525,6 +539,11 @@ class Scanner:
                 end = self._fast_end(start)
                 if end >= 0:
                     return self._make(start, end, end + 1, index, (), (), None)
+            if not self._eof and buffer.find(b";", start) < 0:
+                if len(buffer) - start > MAX_STATEMENT_SIZE:
+                    raise self._too_large(start)
+                start = self._fill(start)
+                continue
             try:
                 end, after, variables, atoms = self._scan(start)
             except _More as more:
@@ -740,6 +759,7 @@ class Scanner:
             more = _CONTINUATION.match(buffer, end)
             if more is None:
                 return end
+            atoms.append((end - base, more.end() - base, "comment"))
             start = more.end()
             position = start + 1
 
@@ -890,17 +910,29 @@ class Scanner:
     # -- the token hash
 
     def _hash(self, statement: Statement) -> None:
-        found = self._tokens
         raw = statement.raw
         position = 0
         for start, end, kind in statement._atoms:
-            found += _DIGEST_TOKEN.findall(raw, position, start)
+            self._collect(raw, position, start)
             if kind == "token":
-                found.append(raw[start:end])
+                self._tokens.append(raw[start:end])
             position = end
-        found += _DIGEST_TOKEN.findall(raw, position)
-        found.append(b"")
-        if len(found) > 20000:
+        self._collect(raw, position, len(raw))
+        self._tokens.append(b"")
+
+    def _collect(self, raw: bytes, start: int, end: int) -> None:
+        if end - start < _FEW_TOKENS:
+            self._tokens += _DIGEST_TOKEN.findall(raw, start, end)
+        else:
+            # A list of all tokens of a long statement would be many times its size.
+            found = (match.group() for match in _DIGEST_TOKEN.finditer(raw, start, end))
+            while True:
+                batch = list(itertools.islice(found, 10000))
+                if not batch:
+                    break
+                self._tokens += batch
+                self._flush_tokens()
+        if len(self._tokens) > 20000:
             self._flush_tokens()
 
     def _flush_tokens(self) -> None:
@@ -1205,20 +1237,27 @@ def render(
         before = text[position : reference.offset]
         pieces.append(before)
         last = before[-1:] or (pieces[-2][-1:] if len(pieces) > 1 else "")
-        if last and _would_join(last, pasted[:1]):
+        pasted_raw = reference.style == "raw"
+        if _would_join(last, pasted[:1], pasted_raw):
             pieces.append(" ")
         pieces.append(pasted)
         position = reference.offset + reference.length
-        if pasted[-1:] in "'\"" and text[position : position + 1] in ("'", '"'):
+        if not pasted_raw and _would_join(pasted[-1:], text[position : position + 1], False):
             pieces.append(" ")
     pieces.append(text[position:])
     return "".join(pieces)
 
 
-def _would_join(last: str, first: str) -> bool:
-    if first in ("'", '"'):
-        return last.isalnum() or last in "_$'\"&" or ord(last) > 127
-    return first == "-" and last in "+-*/<>=~!@#%^&|`?"
+def _would_join(last: str, first: str, raw: bool) -> bool:
+    """Two characters at the edge of a pasted value would make one token of two."""
+    if not last or not first:
+        return False
+    if first == "-" and last in "+-*/<>=~!@#%^&|`?":
+        return True
+    quotes, wordy = "'\"", last.isalnum() or last in "_$" or last > "\x7f"
+    if first in quotes:
+        return wordy or last in "'\"&"
+    return not raw and (wordy or last in quotes) and (first.isalnum() or first in "_$" or first > "\x7f")
 
 
 def _raw_value(statement: Statement, reference: VariableRef, value: t.Any) -> str:

@@ -15,6 +15,7 @@ import time
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import redact
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import ConnectionFailed
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
 try:
@@ -23,7 +24,7 @@ except ImportError:  # reported by _connection.require_driver
     pass
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 # Modes that conflict with ROW EXCLUSIVE, which every INSERT, UPDATE and DELETE takes (PostgreSQL manual, table 13.2). ACCESS
 # EXCLUSIVE also conflicts with the ACCESS SHARE of a SELECT.
@@ -136,7 +137,14 @@ class LockWatch:
         finally:
             self._statement_started = None
         if may_block and self.held_since is None:
-            self._sample(with_blockers=False)
+            try:
+                self._sample(with_blockers=False)
+            except psycopg2.Error:
+                # Not the worker's error: its statement must not be blamed for it.
+                raise ConnectionFailed(
+                    "the control connection, and with it the runner lock, was lost",
+                    remedy="Run again: what was open is rolled back, what was applied stays applied.",
+                ) from None
 
     def remaining(self) -> float | None:
         """Seconds of the budget that are left; None while no blocking lock is held."""

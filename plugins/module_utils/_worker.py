@@ -18,7 +18,11 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
     pooler_reason,
     sql_error,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import ConnectionFailed, EnvironmentProblem, Interrupted
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
+    ConnectionFailed,
+    EnvironmentProblem,
+    Interrupted,
+)
 
 try:
     import psycopg2
@@ -27,7 +31,7 @@ except ImportError:  # reported by _connection.require_driver
     pass
 
 if t.TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812
+    from psycopg2.extensions import connection as Connection
 
 # A server whose client is gone looks up only between statements, unless told to look (PostgreSQL 14 and newer). Killing the
 # playbook thus stops its work, and frees its locks, within seconds.
@@ -88,7 +92,9 @@ class Worker:
     @property
     def connection(self) -> Connection:
         if self._connection is None:
-            raise ConnectionFailed("the connection to the server was lost", remedy="Run again: what was open is rolled back.")
+            raise ConnectionFailed(
+                "the connection to the server was lost", remedy="Run again: what was open is rolled back."
+            )
         return self._connection
 
     @property
@@ -101,7 +107,12 @@ class Worker:
         ``DISCARD ALL`` brings the startup settings back; what it cannot undo, or what cannot be judged, costs a new session.
         """
         wanted = dict(settings)
-        if self._connection is not None and not self._connection.closed and not self._tainted and wanted == self._settings:
+        if (
+            self._connection is not None
+            and not self._connection.closed
+            and not self._tainted
+            and wanted == self._settings
+        ):
             if self._used:
                 self.execute("DISCARD ALL")
                 self._used = False
@@ -225,7 +236,8 @@ class Worker:
         """:raises Interrupted: the run was told to stop"""
         if self._stop_reason is not None:
             raise Interrupted(
-                f"stopped: {self._stop_reason}", remedy="What was open is rolled back; run again to go on where it stopped."
+                f"stopped: {self._stop_reason}",
+                remedy="What was open is rolled back; run again to go on where it stopped.",
             )
 
     def sleep(self, seconds: float) -> None:

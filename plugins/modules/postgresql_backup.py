@@ -12,14 +12,15 @@ version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot)
 description:
-  - Dumps one database with C(pg_dump) (directory format, parallel, compressed), records in a manifest what the dump's own snapshot
-    contained, reads the dump back, and only then gives the backup its name. A backup that exists under its name is complete and was
-    read back.
-  - The manifest holds the sha256 of every file, every table's row count and content hash, sequences, extensions, the roles a
-    restore needs, and the identity of server and database.
-  - An earlier backup is never touched before the new one is verified, and whatever goes wrong (full disk, lost connection, killed
-    program, killed playbook) leaves nothing under a backup's name.
-  - Refuses to back up what it cannot see whole, such as tables it may not read or rows that row level security hides from it.
+  - Dumps one database with C(pg_dump) (directory format, parallel, compressed), records in a manifest what the dump's
+    own snapshot contained, reads the dump back, and only then gives the backup its name. A backup that exists under
+    its name is complete and was read back.
+  - The manifest holds the sha256 of every file, every table's row count and content hash, sequences, extensions, the
+    roles a restore needs, and the identity of server and database.
+  - An earlier backup is never touched before the new one is verified, and whatever goes wrong (full disk, lost
+    connection, killed program, killed playbook) leaves nothing under a backup's name.
+  - Refuses to back up what it cannot see whole, such as tables it may not read or rows that row level security hides
+    from it.
 attributes:
   check_mode:
     support: full
@@ -37,14 +38,15 @@ options:
   state:
     description:
       - V(present) takes a backup.
-      - V(verified) verifies the existing backup O(path) against O(manifest_sha256). It needs no database, and the connection options
-        are ignored.
+      - V(verified) verifies the existing backup O(path) against O(manifest_sha256). It needs no database, and the
+        connection options are ignored.
     type: str
     choices: [present, verified]
     default: present
   dest:
     description:
-      - Directory the backups are kept in, on the host that executes the module. Made with mode 0700 when it does not exist.
+      - Directory the backups are kept in, on the host that executes the module. Made with mode 0700 when it does not
+        exist.
       - Refused when it belongs to another user, or when everybody can write to it.
       - Each backup is a directory of mode 0700 in it, C(<database>-<UTC time>-<run id>), whose files have mode 0600.
       - Required for O(state=present).
@@ -57,7 +59,8 @@ options:
   manifest_sha256:
     description:
       - The sha256 of the manifest, as RV(backup.manifest_sha256) and the evidence said when the backup was taken.
-      - Keep it somewhere else than the backup. It is what tells an intact backup from one that was rewritten together with its manifest.
+      - Keep it somewhere else than the backup. It is what tells an intact backup from one that was rewritten together
+        with its manifest.
       - Required for O(state=verified).
     type: str
   jobs:
@@ -69,23 +72,24 @@ options:
   compression:
     description:
       - V(none), C(gzip:N), C(lz4:N), or C(zstd:N); without a level, level 1.
-      - V(auto) takes C(zstd:1) or C(lz4:1) where the client programs support them (PostgreSQL 16 or newer), else C(gzip:1).
-        The default level of gzip would cost three times the whole dump for 6 percent less size.
+      - V(auto) takes C(zstd:1) or C(lz4:1) where the client programs support them (PostgreSQL 16 or newer), else
+        C(gzip:1). The default level of gzip would cost three times the whole dump for 6 percent less size.
     type: str
     default: auto
   bindir:
     description:
       - Directory of C(pg_dump) and C(pg_restore).
-      - By default, E(PATH) and the usual directories of the distributions are searched, and of the versions not older than the server
-        the nearest is taken, because a dump of a newer version may not restore into the older server.
+      - By default, E(PATH) and the usual directories of the distributions are searched, and of the versions not older
+        than the server the nearest is taken, because a dump of a newer version may not restore into the older server.
       - Debian's C(/usr/bin/pg_dump) is resolved to the versions behind it.
     type: path
   hashes:
     description:
       - What the manifest records about the rows of each table, measured in the dump's own snapshot.
-      - V(full) records the row count and an order-independent hash of all rows. It costs the server about as much processor time as the
-        dump, beside it.
-      - V(sampled) hashes one row in O(hash_sample), chosen by primary key; tables without a primary key are hashed as a whole.
+      - V(full) records the row count and an order-independent hash of all rows. It costs the server about as much
+        processor time as the dump, beside it.
+      - V(sampled) hashes one row in O(hash_sample), chosen by primary key; tables without a primary key are hashed as
+        a whole.
       - V(counts) records the row counts only.
     type: str
     choices: [full, sampled, counts]
@@ -97,17 +101,17 @@ options:
   verify:
     description:
       - How the backup is read back.
-      - V(full) compares every file with its hash, decompresses and reads all data with C(pg_restore), and compares each table's number of
-        rows with the snapshot's.
-      - V(files) compares every file with its hash and reads the table of contents only. Enough when the backup is restored right
-        afterwards anyway.
+      - V(full) compares every file with its hash, decompresses and reads all data with C(pg_restore), and compares
+        each table's number of rows with the snapshot's.
+      - V(files) compares every file with its hash and reads the table of contents only. Enough when the backup is
+        restored right afterwards anyway.
     type: str
     choices: [full, files]
     default: full
   minimum_size:
     description:
-      - Size a credible backup has at least, for the evidence RV(evidence) C(backup.minimum_size). A smaller one is not an error of this
-        module.
+      - Size a credible backup has at least, for the evidence RV(evidence) C(backup.minimum_size). A smaller one is
+        not an error of this module.
       - Measured as SQL text, as a plain C(pg_dump) would have written it; with O(verify=files), the size of the files.
     type: str
     default: 100KB
@@ -121,16 +125,16 @@ options:
     default: 30s
   max_age:
     description:
-      - Use the newest backup of the same database in O(dest) if it is not older than this, has at least the O(hashes) asked for, and is
-        verified again as O(verify) says. Then nothing is changed.
+      - Use the newest backup of the same database in O(dest) if it is not older than this, has at least the O(hashes)
+        asked for, and is verified again as O(verify) says. Then nothing is changed.
       - Same database means the same system identifier, database oid and name.
     type: str
   keep:
     description:
       - Number of backups of this database to keep in O(dest), the new one included.
       - With O(keep_days) as well, a backup goes only when it is beyond both.
-      - Only complete backups taken by this module of the same database are counted and removed, after the new one was verified and
-        copied.
+      - Only complete backups taken by this module of the same database are counted and removed, after the new one was
+        verified and copied.
     type: int
   keep_days:
     description: Age in days beyond which older backups of this database are removed. See O(keep).
@@ -138,7 +142,8 @@ options:
   copy_to:
     description:
       - Program and arguments that copy the finished backup to another host. Not run by a shell.
-      - C({path}), C({name}) and C({manifest}) are replaced; without any of them, the backup's path is added as the last argument.
+      - C({path}), C({name}) and C({manifest}) are replaced; without any of them, the backup's path is added as the
+        last argument.
       - When it fails the task fails, the backup itself stays, and no older backup is removed.
     type: list
     elements: str
@@ -291,8 +296,8 @@ removed:
   sample: [/var/backups/surefoot/platform-20261101T020000Z-r7]
 evidence:
   description:
-    - Evidence records with the criteria C(backup.created), C(backup.minimum_size), C(backup.contains_tables), C(backup.verified),
-      C(backup.stored_securely), C(backup.client_version), and C(backup.off_host_copy).
+    - Evidence records with the criteria C(backup.created), C(backup.minimum_size), C(backup.contains_tables),
+      C(backup.verified), C(backup.stored_securely), C(backup.client_version), and C(backup.off_host_copy).
   returned: always
   type: list
   elements: dict
@@ -338,14 +343,16 @@ error:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     ArgumentSpec,
     connection_argument_spec,
     run_argument_spec,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._module import connection_options, run_module
+from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
+    Invocation,
+    connection_options,
+    run_module,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
     BackupOutcome,
     BackupRequest,
@@ -384,7 +391,7 @@ def argument_spec() -> ArgumentSpec:
     ).merge(connection_argument_spec(), run_argument_spec())
 
 
-def run(module: AnsibleModule) -> dict[str, t.Any]:
+def run(module: Invocation) -> dict[str, t.Any]:
     """Options to the library and back."""
     params = module.params
     request = BackupRequest(

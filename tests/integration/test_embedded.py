@@ -324,7 +324,7 @@ def test_server_is_the_version_that_its_programs_say_and_has_contrib(pg_server: 
 
 def test_module_reports_changes_and_facts_without_the_password(tmp_path, capfd, monkeypatch, pg_server):
     home = default_home(str(tmp_path))
-    monkeypatch.setenv("SUREFOOT_EMBEDDED_PROJECT", str(tmp_path))
+    monkeypatch.setenv("SUREFOOT_PROJECT", str(tmp_path))
 
     def call(**options: t.Any) -> dict[str, t.Any]:
         params = {"bindir": pg_server.bindir, "settings": FAST, **options}

@@ -18,10 +18,10 @@ import subprocess
 import typing as t
 
 from psycopg2 import sql
-from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import connection as Connection
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckResult, run_checks
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan, load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan, SqlStep, load_plan
 from ansible_collections.surefoot.dbops.tests.support.pgserver import Database
 
 DIRECTORY = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "migrations" / "lancio_platform"
@@ -32,7 +32,9 @@ REGISTRATION = "006_register_railway_databases"
 RESTRICTIVE = "007_restrictive_rls_policies"
 
 KEY = "correct horse battery staple"
-MONGODB_URL = "mongodb://mongo:mongo-secret-4711@mongodb.railway.internal:27017/?authSource=admin&password=query-secret-1"
+MONGODB_URL = (
+    "mongodb://mongo:mongo-secret-4711@mongodb.railway.internal:27017/?authSource=admin&password=query-secret-1"
+)
 REDIS_URL = "redis://default:redis-secret-0815@redis.railway.internal:6379/0"
 SECRETS = {"railway_mongodb_url": MONGODB_URL, "railway_redis_url": REDIS_URL}
 # What must be found nowhere outside the client.
@@ -179,9 +181,9 @@ def columns() -> dict[str, dict[str, tuple[str, bool]]]:
     found: dict[str, dict[str, tuple[str, bool]]] = {}
     for table, text in _entries(COLUMNS):
         found[table] = {}
-        for entry in text.split(", "):
+        for entry in text.replace("timestamptz", "timestamp_with_time_zone").split(", "):
             name, kind = entry.split(" ")
-            found[table][name] = (kind.rstrip("!").replace("timestamptz", "timestamp with time zone"), kind.endswith("!"))
+            found[table][name] = (kind.rstrip("!").replace("_", " "), kind.endswith("!"))
     return found
 
 
@@ -221,6 +223,7 @@ def apply(
     for name in chosen:
         migration = plan().migration(name)
         (step,) = migration.steps
+        assert isinstance(step, SqlStep)
         _run(database, migration, pathlib.Path(step.path), variables or {}, secrets or SECRETS, key, user)
 
 
@@ -247,11 +250,11 @@ def _run(
         text = text.replace(f":'{name}'", query)
     for name, value in {**plan().variables, **variables}.items():
         text = re.sub(rf"(?<![:\w]):{name}\b", str(value).lower(), text)
-    with contextlib.closing(session(database, key=key if migration.session_settings else None, user=user)) as connection:
-        with connection.cursor() as cursor:
-            if "surefoot_secret" in text:
-                _send_secrets(connection, secrets)
-            cursor.execute(text)
+    key = key if migration.session_settings else None
+    with contextlib.closing(session(database, key=key, user=user)) as connection, connection.cursor() as cursor:
+        if "surefoot_secret" in text:
+            _send_secrets(connection, secrets)
+        cursor.execute(text)
 
 
 def _send_secrets(connection: Connection, secrets: t.Mapping[str, str]) -> None:
@@ -289,9 +292,10 @@ def verify(database: Database, name: str, *, variables: t.Mapping[str, t.Any] | 
 
 def load_demo_data(database: Database, *, audit_rows: int = 200) -> None:
     """Fill a database at migration 005."""
-    with contextlib.closing(database.connect(options=f"-c demo.audit_rows={audit_rows}")) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute((DIRECTORY / "demo_data.sql").read_text(encoding="utf-8"))
+    text = (DIRECTORY / "demo_data.sql").read_text(encoding="utf-8")
+    options = f"-c demo.audit_rows={audit_rows}"
+    with contextlib.closing(database.connect(options=options)) as connection, connection.cursor() as cursor:
+        cursor.execute(text)
 
 
 def store(database: Database, url: str, *, kind: str = "redis", name: str = "test", **more: t.Any) -> str:

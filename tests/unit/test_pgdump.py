@@ -11,6 +11,7 @@ import stat
 import subprocess
 
 import pytest
+
 from ansible_collections.surefoot.dbops.plugins.module_utils import _pgdump
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import BackupError, EnvironmentProblem, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
@@ -36,7 +37,7 @@ def make_backup(
     (directory / "dump").mkdir(parents=True)
     contents = files if files is not None else {"toc.dat": b"toc", "1.dat.gz": b"rows of table one"}
     for file, content in contents.items():
-        if "/" not in file:
+        if "/" not in file and file != "..":
             (directory / "dump" / file).write_bytes(content)
     data = {
         "format": 1,
@@ -169,7 +170,10 @@ def test_a_link_to_a_client_leads_to_its_siblings(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("program", "said"),
-    [("#!/bin/sh\necho no shared library >&2; exit 127\n", "no shared library"), ("#!/nonexistent/sh\n", "cannot be run")],
+    [
+        ("#!/bin/sh\necho no shared library >&2; exit 127\n", "no shared library"),
+        ("#!/nonexistent/sh\n", "cannot be run"),
+    ],
 )
 def test_a_client_that_does_not_run_is_named_with_its_reason(tmp_path, program, said):
     bindir = fake_client(tmp_path / "broken", "15", program)
@@ -228,7 +232,8 @@ def test_a_client_too_old_for_a_compression_is_refused(wanted):
 def test_auto_takes_what_the_client_was_built_with(tmp_path):
     # FAKE: refuses zstd in the words of pg_dump 16, and fails to connect otherwise.
     program = (
-        '#!/bin/sh\ncase "$*" in *zstd*) echo "pg_dump: error: this build does not support compression with Zstandard" >&2;;\n'
+        '#!/bin/sh\ncase "$*" in\n'
+        '*zstd*) echo "pg_dump: error: this build does not support compression with Zstandard" >&2;;\n'
         '*) echo "pg_dump: error: connection to server on socket failed" >&2;; esac\nexit 1\n'
     )
     client = Client(fake_client(tmp_path, "16.0", program), 160000, "16.0")
@@ -491,7 +496,9 @@ def test_leftovers_are_swept_only_when_owner_and_children_are_dead(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["complete"]
 
 
-@pytest.mark.parametrize("options", [{"jobs": 0}, {"keep": 0}, {"keep_days": 0.0}, {"hash_sample": 0}, {"copy_to": [" "]}])
+@pytest.mark.parametrize(
+    "options", [{"jobs": 0}, {"keep": 0}, {"keep_days": 0.0}, {"hash_sample": 0}, {"copy_to": [" "]}]
+)
 def test_options_without_sense_are_refused(options):
     with pytest.raises(PlanError):
         BackupRequest(dest="x", **options).validate()

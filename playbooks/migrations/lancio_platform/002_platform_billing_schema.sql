@@ -11,7 +11,7 @@ CREATE TABLE platform.billing_plans (
     name text NOT NULL,
     description text,
     price numeric NOT NULL DEFAULT 0,
-    "interval" text DEFAULT 'month',
+    "interval" text NOT NULL DEFAULT 'month',
     features jsonb DEFAULT '[]'::jsonb,
     limits jsonb DEFAULT '{}'::jsonb,
     max_projects integer,

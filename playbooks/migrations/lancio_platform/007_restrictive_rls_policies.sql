@@ -14,7 +14,7 @@
 --      user's own, and the list of the user's organizations.
 --   3. Sign-up, sign-in, creating organizations, accepting invitations, collecting metrics and usage, and callbacks of
 --      the payment service run under another role (the tables' owner, or one with BYPASSRLS): they act for nobody yet,
---      or for everybody.
+--      or for everybody. Before PostgreSQL 15 the views obey the policies for everybody, them included: use the tables.
 --   4. A role that is created after this migration gets EXECUTE on the functions platform.current_*() and
 --      platform.is_member_of_current_org() beside its privileges on the tables: its queries call them.
 -- The policies trust the two settings. Whoever can send any SQL as the application's role can set them: they guard

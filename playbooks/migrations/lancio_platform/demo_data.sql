@@ -36,7 +36,7 @@ SELECT
     CASE
         WHEN (u.number - 1) / o.total < 5
             THEN ('{owner,admin,billing_admin,developer,member}'::text[])[(u.number - 1) / o.total + 1]
-        WHEN u.number % 3 = 0 THEN 'developer'
+        WHEN (u.number - 1) / o.total % 3 = 0 THEN 'developer'
         ELSE 'member'
     END AS role
 FROM (SELECT pg_temp.scale('demo.organizations', 3) AS total) AS o

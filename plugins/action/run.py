@@ -1,0 +1,165 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import typing as t
+
+from ansible import constants as C  # noqa: N812
+from ansible import context
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import utc_now
+from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
+from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
+    Phases,
+    describe,
+    make_run_directory,
+    summarize,
+    write_summary,
+)
+
+_DATABASE_REMEDY = "Set surefoot_database_url, for example from the environment variable DATABASE_URL."
+
+
+class ActionModule(ActionBase):
+    """The two ends of a run on the controller. Documented in plugins/modules/run.py."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        _validation, args = self.validate_argument_spec(
+            argument_spec={
+                "state": {"type": "str", "choices": ["started", "finished"], "required": True},
+                "run_id": {"type": "str"},
+                "run_base": {"type": "path"},
+                "action": {"type": "str", "choices": ["migrate", "rollback"], "default": "migrate"},
+                "path": {"type": "path"},
+                "connection": {"type": "dict", "no_log": True},
+                "secret_variables": {"type": "dict", "no_log": True},
+                "policy": {"type": "dict"},
+                "policy_overrides": {"type": "dict"},
+                "backup": {"type": "bool", "default": True},
+                "requested_by": {"type": "str"},
+                "approved_by": {"type": "str"},
+                "run": {"type": "dict"},
+                "phases": {"type": "dict", "default": {}},
+                "complete": {"type": "bool", "default": False},
+                "rollback_hint": {"type": "str", "default": ""},
+            },
+            required_if=[("state", "started", ("connection",)), ("state", "finished", ("run",))],
+        )
+        name = str((task_vars or {}).get("inventory_hostname", "database"))
+        try:
+            result.update(self._start(name, args) if args["state"] == "started" else self._finish(name, args))
+        except SurefootError as exc:
+            raise AnsibleActionFail(str(exc)) from None
+        return result
+
+    def _start(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        policy = resolve_policy(args["policy"], args["policy_overrides"])
+        if policy["backup"] == "required" and not args["backup"]:
+            raise PlanError(
+                "surefoot_backup is false, but the policy requires a backup",
+                remedy="Leave surefoot_backup out, or set surefoot_policy.backup: optional for this environment.",
+            )
+        _check_connection(name, args["connection"] or {})
+        if args["action"] == "migrate":
+            _check_secrets(name, args["path"], args["secret_variables"] or {})
+        run_id = args["run_id"] or new_run_id()
+        # Not os.getcwd() first: PWD is the directory as the user typed it, links included.
+        base = os.path.join(os.environ.get("PWD") or os.getcwd(), args["run_base"] or "surefoot-runs")
+        actor = Actor.current(args["requested_by"], args["approved_by"])
+        run = {
+            "run_id": run_id,
+            "run_dir": None if self._task.check_mode else make_run_directory(base, run_id),
+            "run_base": base,
+            "policy": policy,
+            "backup": policy["backup"] != "never" and args["backup"],
+            "started": utc_now(),
+            "actor": {
+                "os_user": actor.os_user,
+                "host": actor.host,
+                "requested_by": actor.requested_by,
+                "approved_by": actor.approved_by,
+            },
+        }
+        return {"changed": False, **run}
+
+    def _finish(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        run = args["run"]
+        if not run.get("run_id"):
+            # The start itself failed, and said why.
+            return {"changed": False, "skipped": True, "skipped_reason": "the run did not start"}
+        summary = summarize(
+            Phases.of(args["phases"]),
+            name=name,
+            action=args["action"],
+            finished=args["complete"],
+            check_mode=self._task.check_mode,
+            run_dir=run.get("run_dir"),
+        )
+        if run.get("run_dir"):
+            kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}
+            write_summary(run["run_dir"], {**kept, **summary, "finished": utc_now()})
+        lines = describe(summary, rollback_hint=_rollback_command(summary["applied"]) or args["rollback_hint"])
+        return {"msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+
+
+def _shows_json() -> bool:
+    """Whether results are shown as JSON, where a text of several lines could not be read; YAML would fold a list's."""
+    try:
+        shown = C.config.get_config_value("result_format", plugin_type="callback", plugin_name="default")
+    except AnsibleError:
+        return True
+    return str(shown) != "yaml"
+
+
+def _rollback_command(applied: t.Sequence[str]) -> str | None:
+    """The command as typed, with the rollback playbook beside the one that runs; None when that is not one of ours."""
+    playbooks = context.CLIARGS.get("args") or ()
+    head, _separator, name = str(playbooks[0] if len(playbooks) == 1 else "").rpartition("/")
+    if not applied or not re.fullmatch(r"(surefoot\.dbops\.)?migrate(_006)?(\.yml)?", name):
+        return None
+    words = ["ansible-playbook", os.path.join(head, name.replace("migrate", "rollback"))]
+    for inventory in context.CLIARGS.get("inventory") or ():
+        words += ["-i", str(inventory)]
+    if "_006" not in name:
+        words += ["-e", f"surefoot_to={applied[0]}"]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _check_connection(name: str, connection: dict[str, t.Any]) -> None:
+    """Without any address libpq would go to whatever server this machine runs.
+
+    :raises PlanError: no database is named
+    """
+    if "login_url" in connection and not str(connection["login_url"] or "").strip():
+        raise PlanError(f"surefoot_database_url is empty for {name}", remedy=_DATABASE_REMEDY)
+    if not any(connection.get(key) for key in ("login_url", "login_host", "login_unix_socket", "login_db", "connect_params")):
+        raise PlanError(f"no database is given for {name}", remedy=_DATABASE_REMEDY)
+
+
+def _check_secrets(name: str, path: str | None, secrets: dict[str, t.Any]) -> None:
+    """Before the backup, not after it: every secret the plan declares has a value.
+
+    :raises PlanError: with the names of those that have none
+    """
+    declared = load_plan(path).secret_variables if path and os.path.exists(path) else ()
+    missing = [key for key in dict.fromkeys([*declared, *secrets]) if secrets.get(key) in (None, "")]
+    if missing:
+        raise PlanError(
+            f"no value in surefoot_secret_variables of {name} for {', '.join(missing)}",
+            remedy="Set them in the inventory, from a lookup such as environment, ansible-vault or Vault.",
+        )

@@ -1,0 +1,191 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This file is PRIVATE to the collection. Do not use it from outside.
+
+"""The run directory: made before the first phase, summed up after the last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import tempfile
+import typing as t
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
+
+SUMMARY_FILE = "run.json"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+Results = t.Mapping[str, t.Any]
+
+
+def make_run_directory(base: str, run_id: str) -> str:
+    """Make ``<base>/<run_id>`` with mode 0700 and return it.
+
+    :raises PlanError: the run id cannot be a file name, or was used before
+    :raises EnvironmentProblem: the directory cannot be made
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise PlanError(f"run id {run_id!r} cannot name a directory", remedy="Use letters, digits, dots, dashes and underscores.")
+    path = os.path.join(base, run_id)
+    try:
+        os.makedirs(base, mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        raise PlanError(f"run directory {path} exists already", remedy="Give each run a surefoot_run_id of its own, or none.") from None
+    except OSError as exc:
+        raise EnvironmentProblem(
+            f"cannot make the run directory {path}: {exc.strerror}", remedy="Set surefoot_run_base to a directory you may write to."
+        ) from exc
+    return path
+
+
+def write_summary(run_dir: str, summary: Results) -> None:
+    """Write ``run.json``, 0600, wholly or not at all.
+
+    :raises EnvironmentProblem: it cannot be written
+    """
+    path = os.path.join(run_dir, SUMMARY_FILE)
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{SUMMARY_FILE}-")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(summary, stream, indent=2, sort_keys=True)
+            stream.write("\n")
+        os.replace(temporary, path)
+    except OSError as exc:
+        raise EnvironmentProblem(f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable.") from exc
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """Results of the tasks of a run, by phase; a phase that did not run has none."""
+
+    plan: Results = dataclasses.field(default_factory=dict)
+    preflight: Results = dataclasses.field(default_factory=dict)
+    backup: Results = dataclasses.field(default_factory=dict)
+    migration: Results = dataclasses.field(default_factory=dict)
+    verification: Results = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: t.Mapping[str, t.Any]) -> Phases:
+        """From registered results; what is not a dictionary, or was skipped, did not run."""
+        ran: dict[str, Results] = {}
+        for name in [field.name for field in dataclasses.fields(cls)]:
+            value = results.get(name)
+            if isinstance(value, dict) and not value.get("skipped"):
+                ran[name] = value
+                if value.get("failed"):
+                    break  # what follows is left over from an earlier run in the same process
+        return cls(**ran)
+
+    @property
+    def failed(self) -> str | None:
+        """The first phase that failed."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name).get("failed"):
+                return field.name
+        return None
+
+    @property
+    def done(self) -> list[str]:
+        """Migrations applied or rolled back by this run, in order."""
+        return list(self.migration.get("applied") or []) + list(self.migration.get("rolled_back") or [])
+
+
+def summarize(phases: Phases, *, name: str, action: str, finished: bool, check_mode: bool, run_dir: str | None) -> dict[str, t.Any]:
+    """What the run did, as an object for ``run.json``.
+
+    :param name: the database as the inventory calls it
+    :param action: migrate | rollback
+    :param finished: whether the last phase came to its end
+    """
+    backup = phases.backup.get("backup") or {}
+    if not finished:
+        outcome = "failed"
+    elif check_mode:
+        outcome = "checked"
+    else:
+        outcome = "succeeded" if phases.done else "nothing_to_do"
+    checks = phases.verification.get("checks") or []
+    return {
+        "host": name,
+        "action": action,
+        "outcome": outcome,
+        "failed_phase": None if finished else phases.failed or "setup",
+        "error": None if finished else getattr(phases, phases.failed or "", {}).get("msg"),
+        "applied": list(phases.migration.get("applied") or []),
+        "rolled_back": list(phases.migration.get("rolled_back") or []),
+        "pending": list(phases.migration.get("pending") or [] if phases.migration else phases.plan.get("pending") or []),
+        "manual": list(phases.plan.get("manual") or []),
+        "migrations": list(phases.migration.get("migrations") or []),
+        "backup": {key: backup.get(key) for key in ("path", "name", "manifest_sha256", "size", "seconds", "reused")} if backup else None,
+        "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
+        "run_dir": run_dir,
+    }
+
+
+def describe(summary: Results, *, rollback_hint: str) -> list[str]:
+    """The lines an operator reads at the end of a run.
+
+    :param rollback_hint: the command that takes back what was applied
+    """
+    name, done = summary["host"], summary["applied"] or summary["rolled_back"]
+    verb = "rolled back" if summary["action"] == "rollback" else "applied"
+    lines = {
+        "failed": [f"{name}: FAILED in phase {summary['failed_phase']}; " + _extent(summary, verb)],
+        "checked": [f"{name}: check mode, nothing was written. " + _would(summary)],
+        "nothing_to_do": [f"{name}: nothing to roll back." if summary["action"] == "rollback" else f"{name}: nothing is pending."],
+        "succeeded": [f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}."],
+    }[summary["outcome"]]
+    for item in summary["migrations"]:
+        if item.get("id") in done:
+            lines.append(f"  {item['id']}: {_measures(item)}")
+    for item in summary["manual"]:
+        lines.append(f"  {item['id']} is held back ({item['reason']}).")
+    checks = summary["checks"]
+    if checks["run"]:
+        failed = f", failed: {'; '.join(map(str, checks['failed']))}" if checks["failed"] else ", all passed"
+        lines.append(f"Verification: {checks['run']} checks{failed}.")
+    if summary["backup"]:
+        backup = summary["backup"]
+        reused = " (taken before this run)" if backup.get("reused") else ""
+        lines.append(f"Backup{reused}: {backup['path']}")
+        lines.append(f"  sha256 of its manifest: {backup['manifest_sha256']} (keep it elsewhere)")
+    if summary["run_dir"]:
+        lines.append(f"Run directory: {summary['run_dir']}")
+    if summary["action"] == "migrate" and done and rollback_hint:
+        lines.append(f"To roll back: {rollback_hint}")
+    return lines
+
+
+def _extent(summary: Results, verb: str) -> str:
+    done = summary["applied"] or summary["rolled_back"]
+    if not done:
+        return "no migration was " + verb + " by this run."
+    rest = f"; still pending: {', '.join(summary['pending'])}" if summary["pending"] else ""
+    return f"{verb} before that, and recorded: {', '.join(done)}{rest}."
+
+
+def _would(summary: Results) -> str:
+    if not summary["pending"]:
+        return "Nothing is to be done."
+    verb = "roll back" if summary["action"] == "rollback" else "apply"
+    return f"A run would {verb}: {', '.join(summary['pending'])}."
+
+
+def _measures(item: Results) -> str:
+    parts = []
+    if item.get("statements") is not None:
+        parts.append(f"{item['statements']} statements")
+    if item.get("seconds") is not None:
+        parts.append(human_duration(item["seconds"]))
+    if item.get("lock_held_seconds") is not None:
+        parts.append(f"longest blocking lock {human_duration(item['lock_held_seconds'])}")
+    if (item.get("attempts") or 1) > 1:
+        parts.append(f"{item['attempts']} attempts")
+    return ", ".join(parts)

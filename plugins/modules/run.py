@@ -1,0 +1,176 @@
+#!/usr/bin/python
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run
+short_description: Begin and end a run over one database, on the controller
+version_added: 0.1.0
+author:
+  - Surefoot contributors (@surefoot-dbops)
+description:
+  - With O(state=started), checks what a run is given before anything connects. The policy, that a database is named, and
+    that every secret variable of the plan has a value. Then makes the run directory.
+  - With O(state=finished), writes C(run.json) to the run directory and shows what was done. The role
+    P(surefoot.dbops.surefoot_run#role) calls it in C(always), so that a failed run is summed up as well.
+  - Its own files do not count as a change.
+attributes:
+  action:
+    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    support: full
+  check_mode:
+    description: Can run in C(check_mode) and return changed status prediction without modifying the target.
+    support: full
+    details:
+      - No run directory is made.
+  diff_mode:
+    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+    support: none
+  idempotent:
+    description:
+      - When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+      - This assumes that the system controlled or queried by the module has not changed in a relevant way.
+    support: full
+options:
+  state:
+    description: Which end of the run.
+    type: str
+    choices: [started, finished]
+    required: true
+  run_id:
+    description: Identifier of the run and name of its directory. Made up from time and a random part when not given.
+    type: str
+  run_base:
+    description:
+      - Directory the run directories are made in. Relative to the directory C(ansible-playbook) was started in.
+      - The default is V(surefoot-runs).
+    type: path
+  action:
+    description: What the run does.
+    type: str
+    choices: [migrate, rollback]
+    default: migrate
+  path:
+    description: Migration set, as in M(surefoot.dbops.postgresql_migration#module). Read for the names of its secret variables.
+    type: path
+  connection:
+    description: Connection options, as of the other modules. Only checked for naming a database. Required for O(state=started).
+    type: dict
+  secret_variables:
+    description: Secret variables. Only checked for having values.
+    type: dict
+  policy:
+    description:
+      - What the environment demands. Keys that are not given take their strictest value; unknown keys are errors.
+      - The keys are C(backup) (V(required), V(optional) or V(never); default V(required)), C(backup_max_age) (default V(0s), always a
+        new backup), C(lock_budget) (default V(500ms)), and C(pool_saturation_max) (default V(90%)).
+    type: dict
+  policy_overrides:
+    description: Merged over O(policy).
+    type: dict
+  backup:
+    description: V(false) leaves out a backup that the policy says is optional.
+    type: bool
+    default: true
+  requested_by:
+    description: Name recorded as who asked for the run.
+    type: str
+  approved_by:
+    description: Name recorded as who approved the run.
+    type: str
+  run:
+    description: What the start returned. Required for O(state=finished).
+    type: dict
+  phases:
+    description: Registered results of the run's tasks, under C(plan), C(preflight), C(backup), C(migration), and C(verification).
+    type: dict
+    default: {}
+  complete:
+    description: Whether the last phase came to its end.
+    type: bool
+    default: false
+  rollback_hint:
+    description: The command that takes back what was applied, for the closing lines.
+    type: str
+    default: ""
+seealso:
+  - module: surefoot.dbops.postgresql_migration
+"""
+
+EXAMPLES = r"""
+- name: Start the run
+  surefoot.dbops.run:
+    state: started
+    path: migrations/app
+    connection:
+      login_url: "{{ lookup('ansible.builtin.env', 'DATABASE_URL') }}"
+    policy:
+      backup: required
+      lock_budget: 200ms
+  register: started
+
+- name: Sum up
+  surefoot.dbops.run:
+    state: finished
+    run: "{{ started }}"
+    complete: true
+    phases:
+      migration: "{{ migration }}"
+"""
+
+RETURN = r"""
+run_id:
+  description: Identifier of the run.
+  type: str
+  returned: when O(state=started)
+  sample: 20261122T030000Z-5f2c1a
+run_dir:
+  description: The run directory, of mode 0700. Null in check mode.
+  type: str
+  returned: when O(state=started)
+  sample: /home/ops/platform/surefoot-runs/20261122T030000Z-5f2c1a
+run_base:
+  description: The directory it lies in.
+  type: str
+  returned: when O(state=started)
+  sample: /home/ops/platform/surefoot-runs
+policy:
+  description: The policy in force, every key with its value.
+  type: dict
+  returned: when O(state=started)
+  sample: {backup: required, backup_max_age: 0s, lock_budget: 500ms, pool_saturation_max: 90%}
+backup:
+  description: Whether a backup is to be taken when something is to be done.
+  type: bool
+  returned: when O(state=started)
+  sample: true
+started:
+  description: When, UTC.
+  type: str
+  returned: when O(state=started)
+  sample: "2026-11-22T03:00:00.000Z"
+actor:
+  description: The real user and host, and the names recorded beside them.
+  type: dict
+  returned: when O(state=started)
+  sample: {os_user: ops, host: bastion, requested_by: null, approved_by: null}
+msg:
+  description: What was done, in lines for an operator.
+  type: list
+  elements: str
+  returned: when O(state=finished)
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module.fail_json(msg="surefoot.dbops.run works on the controller; its action plugin was not found. Install the whole collection.")
+
+
+if __name__ == "__main__":
+    main()
