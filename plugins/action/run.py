@@ -74,6 +74,11 @@ class ActionModule(ActionBase):
                 "surefoot_backup is false, but the policy requires a backup",
                 remedy="Leave surefoot_backup out, or set surefoot_policy.backup: optional for this environment.",
             )
+        if not args["path"]:
+            raise PlanError(
+                f"no migration set is given for {name}",
+                remedy="Set surefoot_migrations to the directory that holds your plan.yml or your files NNN_name.sql.",
+            )
         _check_connection(name, args["connection"] or {})
         if args["action"] == "migrate":
             _check_secrets(name, args["path"], args["secret_variables"] or {})
@@ -134,7 +139,8 @@ def _rollback_command(applied: t.Sequence[str]) -> str | None:
         return None
     words = ["ansible-playbook", os.path.join(head, name.replace("migrate", "rollback"))]
     for inventory in context.CLIARGS.get("inventory") or ():
-        words += ["-i", str(inventory)]
+        # Ansible made it absolute; as short as it was typed it can be read.
+        words += ["-i", os.path.relpath(inventory) if os.path.exists(inventory) else str(inventory)]
     if "_006" not in name:
         words += ["-e", f"surefoot_to={applied[0]}"]
     return " ".join(shlex.quote(word) for word in words)

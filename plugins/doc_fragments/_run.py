@@ -18,7 +18,8 @@ options:
     type: str
   run_dir:
     description:
-      - Run directory on the host that executes the module. Evidence is appended to C(evidence.jsonl) in it, with mode 0600.
+      - Run directory on the host that executes the module. Evidence is appended to C(evidence.jsonl) in it, with mode
+        0600.
       - Without it, evidence is only returned.
     type: path
 """

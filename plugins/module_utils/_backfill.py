@@ -25,8 +25,8 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
                AND (SELECT array_agg(k.attname::text ORDER BY k.attname) FROM pg_catalog.pg_attribute k
                     WHERE k.attrelid = c.oid AND k.attnum = ANY (x.indkey[0:x.indnkeyatts - 1]))
                  = (SELECT array_agg(name ORDER BY name) FROM unnest(%s::text[]) AS name))
-FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND a.attnum > 0
-WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
+FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND
+a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
 """
 
 
@@ -43,7 +43,8 @@ class BackfillSql:
     def batch(self, connection: Connection, position: t.Sequence[str] | None) -> str:
         """The statement of the next batch; it returns (rows read, rows changed, last key as text array or NULL).
 
-        Rows are locked in key order, with the lock an UPDATE of non-key columns takes, so that two batches cannot deadlock.
+        Rows are locked in key order, with the lock an UPDATE of non-key columns takes, so that two batches cannot
+        deadlock.
         """
         keys = [quote_identifier(name, connection) for name in self.keys]
         conditions = [f"({self.step.where})"] if self.step.where else []
@@ -53,7 +54,8 @@ class BackfillSql:
             )
             conditions.append(f"({', '.join(f't.{key}' for key in keys)}) > ({after})")
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        # The batch's own columns get names nobody uses: bare column names in the plan's expressions must mean the table's.
+        # The batch's own columns get names nobody uses: bare column names in the plan's expressions must mean the
+        # table's.
         columns = ", ".join(f"t.{key} AS surefoot_key_{number}" for number, key in enumerate(keys))
         join = " AND ".join(f"t.{key} = b.surefoot_key_{number}" for number, key in enumerate(keys))
         order = ", ".join(f"t.{key}" for key in keys)

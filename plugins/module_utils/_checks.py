@@ -448,7 +448,11 @@ class Check:
 
     @functools.cached_property
     def parsed(self) -> Statement:
-        """The one statement of the check.
+        """The one statement of the check, see :meth:`parse`."""
+        return self.parse()
+
+    def parse(self) -> Statement:
+        """The one statement of the check's text.
 
         :raises SqlTextError: not exactly one statement, or one that cannot be rolled back; located in the user's file
         """
@@ -546,7 +550,7 @@ def parse_check(mapping: t.Any, location: Location, line_of: Locator | None = No
         criterion=criterion,
         sql_location=at(kind, text=True),
     )
-    _ = check.parsed
+    check.__dict__["parsed"] = check.parse()
     return check
 
 
@@ -616,8 +620,8 @@ def expand(checks: t.Sequence[Check]) -> list[Check]:
 
 
 def _file_checks(check: Check) -> t.Iterator[Check]:
-    assert check.path is not None
-    for statement, _class in executable(check.path, inspect(check.path)):
+    path = t.cast(str, check.path)
+    for statement, _class in executable(path, inspect(path)):
         _refuse_unfit(statement)
         is_query = statement.head[0].value in _QUERY_HEADS
         found = dataclasses.replace(

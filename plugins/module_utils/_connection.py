@@ -81,7 +81,8 @@ _secrets: set[str] = set()
 
 
 def register_secret(value: object) -> None:
-    """Mask this value wherever :func:`redact` sees it. Values of fewer than 4 characters are not masked: they are no secrets
+    """Mask this value wherever :func:`redact` sees it. Values of fewer than 4 characters are not masked: they are no
+    secrets
     and would blank out ordinary text."""
     text = str(value) if value is not None else ""
     if len(text) >= 4:
@@ -89,7 +90,8 @@ def register_secret(value: object) -> None:
 
 
 def redact_sql(text: str) -> str:
-    """The text of a SQL file for the ledger: registered secrets, URL credentials and ``PASSWORD '...'`` literals masked."""
+    """The text of a SQL file for the ledger: registered secrets, URL credentials and ``PASSWORD '...'`` literals
+    masked."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, _MASK)
     return _PASSWORD_LITERAL.sub(rf"\g<1>'{_MASK}'", _URL_USERINFO.sub(rf"\g<1>{_MASK}@", text))
@@ -109,7 +111,8 @@ class ConnectionOptions:
 
     @classmethod
     def from_params(cls, params: t.Mapping[str, t.Any]) -> ConnectionOptions:
-        """From module options: ``login_url``, or the parts. ``PG*`` variables of the environment fill what neither names, as
+        """From module options: ``login_url``, or the parts. ``PG*`` variables of the environment fill what neither
+        names, as
         with every libpq program.
 
         :raises PlanError: the URL cannot be parsed, or an unknown keyword in ``connect_params``
@@ -177,13 +180,18 @@ def _parse_url(url: str) -> dict[str, str]:
     try:
         parsed = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError:
+        parsed = {"port": "unparsed"}
+    # A password with an unescaped @ or : ends up in host or port, and from there in the driver's next message.
+    if not _HOSTS.fullmatch(parsed.get("host", "")) or not _PORTS.fullmatch(str(parsed.get("port", ""))):
         raise PlanError(
             "the database URL cannot be parsed",
             remedy=_URL_REMEDY + " Percent-encode special characters of the password (@ is %40, / is %2F, : is %3A).",
-        ) from None
+        )
     return {str(key): str(value) for key, value in parsed.items()}
 
 
+_HOSTS = re.compile(r"[A-Za-z0-9_.\-:,/\\]*")
+_PORTS = re.compile(r"[0-9,]*")
 _URL_REMEDY = "Give postgresql://user:password@host:port/database?sslmode=verify-full in login_url or DATABASE_URL."
 
 
@@ -225,7 +233,8 @@ def connect(
 
 
 def startup_options(settings: t.Mapping[str, str]) -> list[str]:
-    """Settings as ``-c name=value`` words for libpq's ``options``, escaped by its rules (backslash before space and backslash)."""
+    """Settings as ``-c name=value`` words for libpq's ``options``, escaped by its rules (backslash before space and
+    backslash)."""
     return ["-c " + re.sub(r"([\\\s])", r"\\\1", f"{name}={value}") for name, value in settings.items()]
 
 

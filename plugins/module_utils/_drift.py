@@ -24,7 +24,8 @@ if t.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """One difference. ``kind``: changed | spacing (white space or comments only) | missing (from the plan) | catalog."""
+    """One difference. ``kind``: changed | spacing (white space or comments only) | missing (from the plan) |
+    catalog."""
 
     migration_id: str
     kind: str
@@ -39,7 +40,8 @@ class Drift:
 
 
 def file_drift(plan: Plan, state: State) -> list[Drift]:
-    """Applied migrations whose files changed, or that the plan no longer has. Tokens are compared only where bytes differ.
+    """Applied migrations whose files changed, or that the plan no longer has. Tokens are compared only where bytes
+    differ.
 
     :raises SqlTextError: a changed file is not valid SQL any more
     """

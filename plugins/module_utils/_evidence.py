@@ -31,8 +31,8 @@ def utc_now() -> str:
 class Evidence:
     """One measured fact.
 
-    ``criterion`` is a dotted identifier (``preflight.server_version``), ``phase`` the phase of the run it belongs to, ``source``
-    how it was measured. "Not measured" is a verdict of its own and never passes a gate.
+    ``criterion`` is a dotted identifier (``preflight.server_version``), ``phase`` the phase of the run it belongs to,
+    ``source`` how it was measured. "Not measured" is a verdict of its own and never passes a gate.
     """
 
     criterion: str
@@ -61,7 +61,8 @@ def verdict(passed: bool | None) -> str:
 def record(run_dir: str | None, evidence: t.Sequence[Evidence]) -> list[dict[str, t.Any]]:
     """The records as plain objects; also appended to ``evidence.jsonl`` of the run directory when there is one.
 
-    Written by the library and not from a task result, because Ansible blanks out every result that happens to contain a secret.
+    Written by the library and not from a task result, because Ansible blanks out every result that happens to contain
+    a secret.
 
     :raises EnvironmentProblem: the run directory cannot be written
     """

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import getpass
@@ -29,10 +30,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import LedgerError, PlanError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import to_plain
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # reported by _connection.require_driver
-    pass
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -156,7 +155,8 @@ class State:
     applied: t.Mapping[str, AppliedMigration] = dataclasses.field(default_factory=dict)
     partial: frozenset[str] = frozenset()
     mark: CatalogMark | None = None
-    cut_off: str | None = None  # a run that began after the mark and never recorded its end; it may have changed the catalog
+    # A run that began after the mark and never recorded its end; it may have changed the catalog.
+    cut_off: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +279,8 @@ class Ledger:
                 cursor.execute("ROLLBACK")
             if exc.pgcode == "42501":
                 raise LedgerError(
-                    f"the role may not create the ledger schema {self.schema}: {redact(exc.diag.message_primary or '')}",
+                    f"the role may not create the ledger schema {self.schema}: "
+                    f"{redact(exc.diag.message_primary or '')}",
                     remedy=f"GRANT CREATE ON DATABASE to it, or have an administrator run: CREATE SCHEMA {self.schema}"
                     " AUTHORIZATION <role>.",
                 ) from None
@@ -294,7 +295,8 @@ class Ledger:
                 cursor.execute(
                     self._sql(
                         connection,
-                        "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = %s",
+                        "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = "
+                        "%s",
                     ),
                     (self.set_name,),
                 )
@@ -310,7 +312,8 @@ class Ledger:
                 cursor.execute(
                     self._sql(
                         connection,
-                        "SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, (SELECT c.run_id FROM {s}.runs c"
+                        "SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, (SELECT c.run_id "
+                        "FROM {s}.runs c"
                         " WHERE c.outcome IS NULL AND c.started_at >= r.started_at ORDER BY c.started_at DESC LIMIT 1)"
                         " FROM {s}.runs r WHERE r.catalog_fingerprint IS NOT NULL ORDER BY r.finished_at DESC LIMIT 1",
                     )
@@ -335,7 +338,8 @@ class Ledger:
                 self._sql(
                     connection,
                     "SELECT a.attempt_id, a.run_id, a.migration_id, a.action, a.outcome, a.started_at, a.finished_at,"
-                    " a.raw_sha256, a.token_sha256, a.text_bytes, a.attempts, a.session_user_name, a.error, r.os_user, r.host,"
+                    " a.raw_sha256, a.token_sha256, a.text_bytes, a.attempts, a.session_user_name, a.error, r.os_user, "
+                    "r.host,"
                     " r.requested_by, r.approved_by FROM {s}.attempts a LEFT JOIN {s}.runs r USING (run_id)"
                     " WHERE a.set_name = %s ORDER BY a.attempt_id DESC LIMIT %s",
                 ),
@@ -350,7 +354,8 @@ class Ledger:
             cursor.execute(
                 self._sql(
                     connection,
-                    "INSERT INTO {s}.runs (run_id, set_name, action, os_user, host, requested_by, approved_by, server_version)"
+                    "INSERT INTO {s}.runs (run_id, set_name, action, os_user, host, requested_by, approved_by, "
+                    "server_version)"
                     " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
                     " ON CONFLICT (run_id) DO UPDATE SET action = excluded.action, finished_at = NULL, outcome = NULL",
                 ),
@@ -372,7 +377,8 @@ class Ledger:
             cursor.execute(
                 self._sql(
                     connection,
-                    "UPDATE {s}.runs SET finished_at = pg_catalog.clock_timestamp(), outcome = %s, catalog_fingerprint = %s,"
+                    "UPDATE {s}.runs SET finished_at = pg_catalog.clock_timestamp(), outcome = %s, catalog_fingerprint "
+                    "= %s,"
                     " catalog_entries = %s WHERE run_id = %s",
                 ),
                 (
@@ -386,7 +392,8 @@ class Ledger:
     def record_applied_sql(
         self, connection: Connection, migration_id: str, action: str, text: Text, started: datetime.datetime, tries: int
     ) -> str:
-        """One statement that records the attempt and makes the migration applied, or no longer so; returns the transaction id.
+        """One statement that records the attempt and makes the migration applied, or no longer so; returns the
+        transaction id.
 
         The primary key of ``applied`` is the last guard of "exactly once".
         """
@@ -401,8 +408,10 @@ class Ledger:
                 " SELECT %(set)s, %(id)s, attempt_id, %(raw)s, %(token)s FROM attempt"
             )
         sql = (
-            "WITH attempt AS (INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256,"
-            " token_sha256, executed_text, text_bytes, attempts, xid) VALUES (%(run)s, %(set)s, %(id)s, %(action)s, 'succeeded',"
+            "WITH attempt AS (INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, "
+            "raw_sha256,"
+            " token_sha256, executed_text, text_bytes, attempts, xid) VALUES (%(run)s, %(set)s, %(id)s, %(action)s, "
+            "'succeeded',"
             " %(started)s, %(raw)s, %(token)s, %(text)s, %(size)s, %(tries)s, pg_catalog.pg_current_xact_id())"
             " RETURNING attempt_id), change AS (" + change + ")"
             " SELECT pg_catalog.pg_current_xact_id()::text"
@@ -507,9 +516,11 @@ class Ledger:
             return cursor.mogrify(
                 self._sql(
                     connection,
-                    "INSERT INTO {s}.progress (set_name, migration_id, action, step, statement, state, text_sha256, object_oid,"
+                    "INSERT INTO {s}.progress (set_name, migration_id, action, step, statement, state, text_sha256, "
+                    "object_oid,"
                     " rows, position, run_id) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                    " ON CONFLICT (set_name, migration_id, action, step, statement) DO UPDATE SET state = excluded.state,"
+                    " ON CONFLICT (set_name, migration_id, action, step, statement) DO UPDATE SET state = "
+                    "excluded.state,"
                     " text_sha256 = excluded.text_sha256, rows = excluded.rows, position = excluded.position,"
                     " tries = progress.tries + (excluded.state = 'intended')::integer, run_id = excluded.run_id,"
                     " updated_at = pg_catalog.clock_timestamp()",

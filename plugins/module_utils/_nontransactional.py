@@ -4,7 +4,7 @@
 
 # This file is PRIVATE to the collection. Do not use it from outside.
 
-"""Statements that cannot run in a transaction: what the catalog says became of them, and what a new attempt must do first."""
+"""Statements that cannot run in a transaction: what became of them, and what a new attempt must do first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if t.TYPE_CHECKING:
 
 DONE, RUN, WAIT = "done", "run", "wait"
 
-# Tags whose statement may simply be run again: the second time does no harm and the catalog keeps no trace of the first.
+# Tags whose statement may simply be run again: the second time does no harm and the catalog keeps no trace of the
+# first.
 RERUNNABLE = frozenset(
     {
         "VACUUM",
@@ -58,8 +59,8 @@ WHERE i.oid = pg_catalog.to_regclass(%s)
 def judge(connection: Connection, target: ConcurrentTarget, *, intended: bool, location: Location) -> Verdict:
     """What the catalog says about a concurrent statement.
 
-    :param intended: an earlier attempt of ours recorded that it was about to run it and that the object was not there (or, for
-        a drop, was there)
+    :param intended: an earlier attempt of ours recorded that it was about to run it and that the object was not there
+        (or, for a drop, was there)
     :raises LedgerError: an object of that name is there and is something else
     """
     return _JUDGES[target.kind](connection, target, intended, location)

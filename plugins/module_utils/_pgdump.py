@@ -523,14 +523,15 @@ class Relation:
         return self.data != "none" or (self.kind == "m" and self.populated and self.extension is None)
 
 
-# pg_dump leaves out temporary objects, and schemas named pg_* and information_schema.
+# pg_dump leaves out temporary objects, and schemas named pg_* and information_schema. The privilege functions return
+# NULL for what was dropped this moment. Row security of a partitioned table does not matter: its partitions are dumped.
 _RELATIONS = """
 SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
        c.relpersistence::text AS persistence,
-       has_schema_privilege(n.oid, 'USAGE') AND CASE c.relkind
+       coalesce(has_schema_privilege(n.oid, 'USAGE') AND CASE c.relkind
          WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
-         ELSE has_table_privilege(c.oid, 'SELECT') END AS readable,
-       c.relkind IN ('r', 'p') AND row_security_active(c.oid) AS hidden_rows,
+         ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
+       c.relkind = 'r' AND row_security_active(c.oid) AS hidden_rows,
        e.extname::text AS extension,
        CASE WHEN c.relkind <> 'r' THEN 'none' WHEN e.oid IS NULL THEN 'all' WHEN f.condition IS NULL THEN 'none'
             WHEN f.condition = '' THEN 'all' ELSE 'filtered' END AS data,

@@ -687,9 +687,7 @@ def _plan_file(directory: str) -> str | None:
 
 
 def _load_plan_directory(directory: str) -> Plan:
-    file = _plan_file(directory)
-    assert file is not None
-    return _load_plan_file(file)
+    return _load_plan_file(t.cast(str, _plan_file(directory)))
 
 
 def _load_plan_file(path: str) -> Plan:

@@ -120,6 +120,7 @@ class Wanted:
     max_idle_in_transaction: float = 60.0
     max_lock_age: float = 10.0
     max_replica_lag: float = 30.0
+    max_replica_lag_size: int = 64 * 2**20
     max_retained_wal: int = 2**30
     backup_dir: str | None = None
     backup_size_factor: float = 1.0
@@ -139,6 +140,7 @@ class Wanted:
             **{name: params[name] for name in ("schemas", "tables", "extensions", "relations_exist", "ledger_schema", "backup_dir")},
             **{name: params[name] for name in ("min_free_connections", "max_pool_saturation", "backup_size_factor")},
             **{name: parse_duration(params[name]) for name in durations},
+            max_replica_lag_size=parse_size(params["max_replica_lag_size"]),
             max_retained_wal=parse_size(params["max_retained_wal"]),
             database_free_space=None if free is None else parse_size(free),
         )
@@ -265,11 +267,23 @@ def preflight(options: ConnectionOptions, wanted: Wanted) -> Report:
     begin = time.monotonic()
     connection = connect(options, purpose=PHASE, settings=_STARTUP)
     connected = time.monotonic() - begin
+    pooler: dict[str, t.Any] | None = None
     try:
-        facts = collect(connection, wanted)
+        pooler = pooler_facts(connection, _STARTUP)
+        facts = collect(connection, wanted, pooler)
         facts["connection"]["connect_seconds"] = connected
         facts["connection"]["ssl_mode"] = options.keywords.get("sslmode")
     except psycopg2.Error as exc:
+        if pooler is not None and pooler_finding(pooler).verdict == "fail":
+            found = pooler_finding(pooler)
+            raise ConnectionFailed(
+                f"{options.label} leads through a connection pooler: {found.summary}", remedy=found.remedy, code="pooler"
+            ) from None
+        if connection.closed:
+            raise ConnectionFailed(
+                f"the connection broke while measuring: {redact(' '.join(str(exc).split()))}",
+                remedy="Run again; if it happens again, see the server log and the network in between.",
+            ) from None
         raise sql_error(exc, remedy="See the server log.") from None
     finally:
         connection.close()
@@ -278,7 +292,7 @@ def preflight(options: ConnectionOptions, wanted: Wanted) -> Report:
 
 def unreachable(exc: ConnectionFailed) -> Evidence:
     """A connection that could not be made, as evidence."""
-    pooled = "startup parameter" in exc.message
+    pooled = exc.code == "pooler" or "startup parameter" in exc.message
     return Evidence(
         "preflight.pooler" if pooled else "preflight.connection",
         PHASE,
@@ -334,13 +348,13 @@ def pooler_evidence(connection: Connection, settings: t.Mapping[str, str] | None
     return pooler_finding(pooler_facts(connection, settings)).evidence()
 
 
-def collect(connection: Connection, wanted: Wanted) -> dict[str, t.Any]:
-    """Everything :func:`judge` needs, asked of the server in one read-only transaction (and the pings before it).
+def collect(connection: Connection, wanted: Wanted, pooler: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Everything :func:`judge` needs, asked of the server in one read-only transaction.
 
-    :param connection: autocommit, made with the startup settings of this file
+    :param connection: autocommit
+    :param pooler: :func:`pooler_facts` of the connection
     :raises psycopg2.Error: the server refused a query
     """
-    pooler = pooler_facts(connection, _STARTUP)
     info = connection.info
     facts: dict[str, t.Any] = {
         "pooler": pooler,
@@ -1099,28 +1113,38 @@ def _replication_slots(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
 
 
 def _replica_lag(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
-    replicas = [row for row in facts["replicas"] if row["state"] != "backup"]
-    required = f"every replica within {human_duration(wanted.max_replica_lag)}"
+    seen = facts["server"]["sees_statistics"]
+    # Who takes WAL without replaying it (pg_receivewal, pg_basebackup) is no replica; a role that may not look sees every column empty.
+    replicas = [row for row in facts["replicas"] if not seen or (row["state"] != "backup" and row["lag_bytes"] is not None)]
+    required = f"every replica within {human_duration(wanted.max_replica_lag)} and {human_size(wanted.max_replica_lag_size)}"
     if not replicas:
         return Finding("preflight.replica_lag", "not_applicable", [], "no replica is connected", required, "pg_stat_replication")
-    # replay_lag is NULL for a replica that has nothing to replay, and for a role that may not see it.
-    hidden = any(row["state"] is None or (row["lag_seconds"] is None and row["lag_bytes"] is None) for row in replicas)
     measured = [
         {
             "application_name": row["application_name"],
             "state": row["state"],
-            "lag_seconds": row["lag_seconds"] if row["lag_seconds"] is not None else 0.0 if row["lag_bytes"] == 0 else None,
+            # NULL for a replica that has had nothing to replay for a while, and for one that stands still: the bytes tell them apart.
+            "lag_seconds": row["lag_seconds"] or 0.0,
             "lag_bytes": row["lag_bytes"],
         }
         for row in replicas
     ]
-    late = [row for row in measured if (row["lag_seconds"] or 0) > wanted.max_replica_lag]
-    verdict = "fail" if late else "not_measured" if hidden else "pass"
+    late = [
+        row
+        for row in measured
+        if row["lag_seconds"] > wanted.max_replica_lag or (row["lag_bytes"] or 0) > wanted.max_replica_lag_size
+    ]
+    verdict = "fail" if late else "pass" if seen else "not_measured"
     return Finding(
         "preflight.replica_lag",
         verdict,
         measured if verdict != "not_measured" else None,
-        _listing([f"{row['application_name']} is {human_duration(row['lag_seconds'])} behind" for row in late])
+        _listing(
+            [
+                f"{row['application_name']} is {human_duration(row['lag_seconds'])} and {human_size(row['lag_bytes'] or 0)} behind"
+                for row in late
+            ]
+        )
         if late
         else f"{len(replicas)} replicas in time"
         if verdict == "pass"
@@ -1141,7 +1165,7 @@ def _synchronous_standby(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Findin
         )
     match = re.match(r"(?i)(?:(?:first|any)\s+)?(\d+)\s*\(", names)
     needed = int(match.group(1)) if match else 1
-    hidden = any(row["sync_state"] is None for row in facts["replicas"])
+    hidden = not facts["server"]["sees_statistics"]
     there = [row["application_name"] for row in facts["replicas"] if row["sync_state"] in ("sync", "quorum") and row["state"] == "streaming"]
     verdict = "pass" if len(there) >= needed else "not_measured" if hidden else "fail"
     return Finding(

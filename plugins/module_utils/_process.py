@@ -6,8 +6,9 @@
 
 """Noticing that the work must stop: a signal, or the death of the playbook that asked for it.
 
-A module sits under a shell, a worker process and ansible-playbook. Killing any of them leaves the module running: libpq does not
-return from a query because somebody upstream died. So the main thread watches while a second thread works.
+A module sits under a shell, a worker process and ansible-playbook. Killing any of them leaves the module running:
+libpq does not return from a query because somebody upstream died. So the main thread watches while a second thread
+works.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ T = t.TypeVar("T")
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
-    """(parent pid, start time in clock ticks) from /proc; None without /proc or when the process is gone or a zombie."""
+    """(parent pid, start time in clock ticks) from /proc; None without /proc or when the process is gone or a
+    zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
             # The command name is in parentheses and may contain anything; the fields begin after the last one.
@@ -91,8 +93,9 @@ def _signals_to(handler: t.Callable[[int, types.FrameType | None], None]) -> t.I
 def run_interruptible(work: t.Callable[[], T], cancel: t.Callable[[str], None]) -> T:
     """Run ``work`` in a thread; call ``cancel(reason)``, again and again until the work ends, once the work must stop.
 
-    The thread does blocking calls into libpq, which release the interpreter lock. ``cancel`` must be quick, thread-safe, and
-    tolerate being called when there is nothing to cancel. Off the main thread, where no signal arrives, the work runs in place.
+    The thread does blocking calls into libpq, which release the interpreter lock. ``cancel`` must be quick,
+    thread-safe, and tolerate being called when there is nothing to cancel. Off the main thread, where no signal
+    arrives, the work runs in place.
 
     :raises Interrupted: the work was told to stop and did not raise anything of its own
     """

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-# (SQLSTATE or its class, word in the message or "", remedy); the first that fits wins, so the special come before the general.
+# (SQLSTATE or its class, word in the message or "", remedy); the first that fits wins, so the special come before the
+# general.
 _REMEDIES: tuple[tuple[str, str, str], ...] = (
     ("42501", "schema", "Give the role CREATE on the schema: GRANT USAGE, CREATE ON SCHEMA <schema> TO <role>."),
     (
@@ -71,7 +72,8 @@ _REMEDIES: tuple[tuple[str, str, str], ...] = (
     (
         "55P03",
         "",
-        "Wait for or end the session in the way, or raise retry.deadline; raising lock_timeout makes clients wait longer.",
+        "Wait for or end the session in the way, or raise retry.deadline; raising lock_timeout makes clients wait "
+        "longer.",
     ),
     ("55006", "", "The table has pending trigger events: put SET CONSTRAINTS ALL IMMEDIATE before the statement."),
     ("57014", "", "Raise statement_timeout, or move the work into a backfill or a transaction: false step."),

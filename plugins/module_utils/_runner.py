@@ -94,10 +94,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._values import huma
 from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost, Worker, open_session
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # reported by _connection.require_driver
-    pass
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -145,7 +143,8 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """One SQL step of one migration, about to run in a transaction; ``step`` is None when only the ledger row is left."""
+    """One SQL step of one migration, about to run in a transaction; ``step`` is None when only the ledger row is
+    left."""
 
     migration: Migration
     number: int
@@ -187,10 +186,11 @@ class Runner:
         self._xid = ""
         self._touched = False  # something of this run may have been committed
 
-    # --- the run -----------------------------------------------------------------------------------------------------------
+    # --- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, t.Any]:
-        """Do it; the results are the module's return values, and ``notes`` what did not stop the run but should be known.
+        """Do it; the results are the module's return values, and ``notes`` what did not stop the run but should be
+        known.
 
         :raises SurefootError: with the same results attached, as far as it came
         """
@@ -325,7 +325,7 @@ class Runner:
             "after": "".join(parts),
         }
 
-    # --- what to do --------------------------------------------------------------------------------------------------------
+    # --- what to do --------------------------------------------------------------------------------------------------
 
     def _resolve_variables(self) -> dict[str, t.Any]:
         declared = set(self._plan.variables) | set(self._plan.secret_variables)
@@ -400,13 +400,15 @@ class Runner:
     def _check_catalog_drift(self, control: Connection, state: State) -> None:
         if state.cut_off:
             self._warn_once(
-                f"run {state.cut_off} was cut off; the catalog is not compared with what the run before it left, as its own"
+                f"run {state.cut_off} was cut off; the catalog is not compared with what the run before it left, as "
+                "its own"
                 " changes would look like drift"
             )
         found = catalog_drift(control, state, self._ledger.schema, self._plan.drift_ignore)
         self._drifted(
             [found] if found else [],
-            "Put it back or write it as a migration; name what others may change in drift_ignore; or set on_drift: warn to"
+            "Put it back or write it as a migration; name what others may change in drift_ignore; or set on_drift: "
+            "warn to"
             " accept it.",
         )
 
@@ -427,7 +429,7 @@ class Runner:
             raise DriftError(stops[0].message + more, remedy=remedy)
         self._warnings.extend(item.message for item in found)
 
-    # --- locks -------------------------------------------------------------------------------------------------------------
+    # --- locks -------------------------------------------------------------------------------------------------------
 
     def _open_control(self) -> Connection:
         return open_session(
@@ -439,7 +441,8 @@ class Runner:
 
     @contextlib.contextmanager
     def _locked(self, control: Connection) -> t.Iterator[None]:
-        """The runner lock, polled: the blocking form holds a snapshot, which deadlocks with CREATE INDEX CONCURRENTLY."""
+        """The runner lock, polled: the blocking form holds a snapshot, which deadlocks with CREATE INDEX
+        CONCURRENTLY."""
         self._obtain(control, self._ledger.runner_key, "another run")
         try:
             self._await_orphan(control)
@@ -465,7 +468,8 @@ class Runner:
             self._worker.sleep(_BUSY_POLL)
 
     def _await_orphan(self, control: Connection) -> None:
-        """The worker lock must be free: taken under our runner lock, it belongs to the backend of a run that was killed."""
+        """The worker lock must be free: taken under our runner lock, it belongs to the backend of a run that was
+        killed."""
         holders = _lock_holders(control, self._ledger.worker_key)
         if holders and self._options.on_orphan == "terminate":
             for holder in holders:
@@ -482,7 +486,7 @@ class Runner:
         with control.cursor() as cursor:
             cursor.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (self._ledger.worker_key,))
 
-    # --- one migration -----------------------------------------------------------------------------------------------------
+    # --- one migration -----------------------------------------------------------------------------------------------
 
     def _limits(self, migration: Migration) -> Limits:
         """The plan's limits, overridden by the task's, and never a lock wait beyond the lock budget."""
@@ -568,7 +572,7 @@ class Runner:
         if earlier is not None and earlier.text_sha256 != digest:
             raise DriftError(
                 f"{migration.id}: {step.name} was changed after a part of it was applied",
-                remedy="Restore the text as it was started, finish, and put the change into a new migration; or roll it back.",
+                remedy="Restore the text, finish, and write the change as a new migration; or roll back.",
                 location=step.location,
             )
 
@@ -602,13 +606,17 @@ class Runner:
                     continue
                 target = os.path.join(directory, step.file.replace("/", "_") + ".gz")
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with open(step.path, encoding="utf-8") as source, os.fdopen(descriptor, "wb") as raw:
-                    with gzip.open(raw, "wt", compresslevel=1, encoding="utf-8") as packed:
-                        packed.writelines(redact_sql(line) for line in source)
+                with os.fdopen(descriptor, "wb") as raw, gzip.open(raw, "wt", compresslevel=1, encoding="utf-8") as out:
+                    self._copy_redacted(step.path, out)
         except OSError as exc:
             raise EnvironmentProblem(
                 f"cannot write {directory}: {exc.strerror}", remedy="Make room or the directory writable."
             ) from exc
+
+    @staticmethod
+    def _copy_redacted(path: str, target: t.IO[str]) -> None:
+        with open(path, encoding="utf-8") as source:
+            target.writelines(redact_sql(line) for line in source)
 
     def _heartbeat(self, control: Connection) -> None:
         """The runner lock lives on this connection; without it nothing may begin."""
@@ -639,7 +647,7 @@ class Runner:
         with contextlib.suppress(psycopg2.Error):
             self._ledger.record_failure(control, migration.id, self._action, text, started, tries, outcome, error)
 
-    # --- in a transaction --------------------------------------------------------------------------------------------------
+    # --- in a transaction --------------------------------------------------------------------------------------------
 
     def _apply_together(self, control: Connection) -> None:
         """All pending migrations in one transaction: all of them, or none."""
@@ -742,8 +750,8 @@ class Runner:
                 f" {human_duration(self._options.lock_budget)}; rolled back after {number} attempts",
                 sqlstate="55P03",
                 location=migration.location,
-                remedy="Make the change online (CREATE INDEX CONCURRENTLY, NOT VALID then VALIDATE, a backfill), split it, or"
-                " raise lock_budget if clients may be blocked that long.",
+                remedy="Make the change online (CREATE INDEX CONCURRENTLY, NOT VALID and VALIDATE, backfill), split it,"
+                " or raise lock_budget if clients may be blocked that long.",
                 code="lock_budget",
                 details={"held": dict(watch.held) if watch else {}, "attempts": number},
             )
@@ -795,7 +803,8 @@ class Runner:
         worker = self._worker
         modes = works[0].script.begin_modes if len(works) == 1 and works[0].script is not None else None
         got = worker.fetch(
-            f"BEGIN {modes or ''}; {_arm(limits)} SELECT pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
+            f"BEGIN {modes or ''}; {_arm(limits)} SELECT "
+            f"pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
         )
         if not got[0][0]:
             raise _OrphanBusy()
@@ -850,7 +859,8 @@ class Runner:
         return left
 
     def _rearm(self, kind: StatementClass, limits: Limits, statement: Statement) -> None:
-        """A file that switches a limit off, as every pg_dump preamble does, gets it back; a stricter one of its own stays."""
+        """A file that switches a limit off, as every pg_dump preamble does, gets it back; a stricter one of its own
+        stays."""
         ours = {"lock_timeout": limits.lock_timeout, "statement_timeout": limits.statement_timeout}
         for name, limit in ours.items():
             if name not in kind.disarms:
@@ -894,7 +904,9 @@ class Runner:
         connection = self._worker.connection
         parts = self._before_record(work)
         parts.append(
-            self._ledger.progress_sql(connection, work.migration.id, self._action, work.number, _WHOLE_STEP, "done", digest)
+            self._ledger.progress_sql(
+                connection, work.migration.id, self._action, work.number, _WHOLE_STEP, "done", digest
+            )
         )
         parts.append("SELECT pg_catalog.pg_current_xact_id()::text")
         self._xid = str(self._worker.fetch("; ".join(parts))[0][0])
@@ -996,7 +1008,7 @@ class Runner:
         left = t.cast(LockWatch, self._watch).remaining()
         return left if left is not None else float("inf")
 
-    # --- outside a transaction ---------------------------------------------------------------------------------------------
+    # --- outside a transaction ---------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _worker_lock(self, migration: Migration, limits: Limits) -> t.Iterator[None]:
@@ -1060,7 +1072,8 @@ class Runner:
         fingerprint: str,
         limits: Limits,
     ) -> None:
-        """An ordinary statement of a non-transactional file: a transaction of its own, with its result in the same one."""
+        """An ordinary statement of a non-transactional file: a transaction of its own, with its result in the same
+        one."""
         worker, watch = self._worker, t.cast(LockWatch, self._watch)
         # VALIDATE CONSTRAINT reads a whole table under a lock that blocks nobody; the deadline governs it.
         timeout = limits.retry.deadline if not kind.may_block else limits.statement_timeout
@@ -1125,12 +1138,18 @@ class Runner:
         location = statement.location()
         deadline = time.monotonic() + limits.retry.deadline
         intended = earlier is not None
-        if earlier is not None and earlier.object_oid is not None and target is not None and target.kind == "create_index":
+        if (
+            earlier is not None
+            and earlier.object_oid is not None
+            and target is not None
+            and target.kind == "create_index"
+        ):
             # What was there before an earlier attempt, and still is, is not what that attempt made.
             found = nontransactional.judge(worker.connection, target, intended=True, location=location)
             intended = found.oid != earlier.object_oid
         if earlier is not None and earlier.object_oid is None and target is not None and target.kind in _TAKES_AWAY:
-            intended = False  # it was not there when an earlier attempt began: the server refused that one, it did not succeed
+            # It was not there when an earlier attempt began: the server refused that one.
+            intended = False
         if target is None and earlier is not None:
             done = nontransactional.catalog_says_done(worker.connection, kind.tag, _last_name(statement))
             if done:
@@ -1140,7 +1159,8 @@ class Runner:
                 raise OutcomeUnknown(
                     f"{migration.id}: an earlier run was cut off in {kind.tag}; whether it took effect cannot be told",
                     remedy=f"Look, then either undo it and roll the migration back, or mark it: UPDATE"
-                    f" {self._ledger.schema}.progress SET state = 'done' WHERE migration_id = '{migration.id}' AND step = {number}"
+                    f" {self._ledger.schema}.progress SET state = 'done' WHERE migration_id = '{migration.id}' AND "
+                    f"step = {number}"
                     f" AND statement = {statement.index}.",
                     location=location,
                 )
@@ -1220,7 +1240,7 @@ class Runner:
                     worker.execute("RESET lock_timeout")
                     worker.execute("RESET statement_timeout")
 
-    # --- backfill ----------------------------------------------------------------------------------------------------------
+    # --- backfill ----------------------------------------------------------------------------------------------------
 
     def _backfill(
         self,
@@ -1232,7 +1252,8 @@ class Runner:
         limits: Limits,
         counters: dict[str, t.Any],
     ) -> None:
-        """Batches until no row is left; the position is committed with each batch, so any stop resumes exactly there."""
+        """Batches until no row is left; the position is committed with each batch, so any stop resumes exactly
+        there."""
         with self._worker_lock(migration, limits):
             worker, watch = self._worker, t.cast(LockWatch, self._watch)
             sql = prepare_backfill(worker.connection, step)
@@ -1306,7 +1327,7 @@ class Runner:
         )[0]
         return int(row[0]), int(row[1]), row[2]
 
-    # --- baseline ----------------------------------------------------------------------------------------------------------
+    # --- baseline ----------------------------------------------------------------------------------------------------
 
     def _baseline(self) -> None:
         """Record as applied what is there already, without running it."""
@@ -1323,7 +1344,7 @@ class Runner:
                 {"id": migration.id, "seconds": 0.0, "statements": 0, "attempts": 1, "lock_held_seconds": None}
             )
 
-    # --- small things ------------------------------------------------------------------------------------------------------
+    # --- small things ------------------------------------------------------------------------------------------------
 
     def _render(self, statement: Statement, step: SqlStep) -> str:
         if not statement.variables:
@@ -1410,6 +1431,7 @@ def _describe_holders(holders: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     if not holders:
         return "a session that has just ended"
     return ", ".join(
-        f"process {h['pid']} ({h['application'] or 'unknown'}, {h['user'] or 'unknown'}@{h['client'] or 'local'}, since {h['since']})"
+        f"process {h['pid']} ({h['application'] or 'unknown'}, {h['user'] or 'unknown'}@{h['client'] or 'local'}, "
+        f"since {h['since']})"
         for h in holders
     )

@@ -712,6 +712,7 @@ class _Inspection:
         self.restricted: tuple[str, Statement] | None = None
         self.quit: Statement | None = None
         self.prepared: list[tuple[Statement, StatementClass]] = []
+        self.prepared_size = 0
         self.preparing = True
 
     def refuse(self, what: str, statement: Statement, remedy: str) -> t.NoReturn:
@@ -748,8 +749,12 @@ class _Inspection:
             self.queried = True
         self.count += 1
         if self.preparing:
-            self.preparing = statement.copy_data is None and self.count <= 1000
-            self.prepared.append((statement, entry))
+            self.prepared_size += len(statement.raw)
+            if statement.copy_data is None and self.prepared_size <= _PREPARED_FILE:
+                self.prepared.append((statement, entry))
+            else:
+                self.preparing = False
+                self.prepared.clear()
         if entry.session == "unknown":
             self.fresh = True
         if entry.may_block:
@@ -869,7 +874,7 @@ class _Inspection:
             self.refuse(
                 f"{entry.tag} in a migration without a transaction",
                 statement,
-                "Remove it and run the task with session_role: the ledger is written between the statements, by the task's role.",
+                "Remove it and use session_role: the ledger is written between the statements, by the task's role.",
             )
         if entry.tag in ("SET LOCAL", "SET CONSTRAINTS", "LOCK", "DECLARE"):
             self.warn(f"{entry.tag} has no effect outside a transaction", statement)

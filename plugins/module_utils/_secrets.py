@@ -69,9 +69,9 @@ def render(
         if not statement.head or statement.head[0].value not in _TAKES_SUBQUERY:
             verb = statement.head[0].text.upper() if statement.head else "this statement"
             raise SqlTextError(
-                f"secret variable {reference.name} cannot be used in {verb}: its value would have to be part of the statement's"
-                " text, which reaches the server log",
-                remedy="Use it in SELECT, INSERT, UPDATE, DELETE or MERGE, or send it as a startup setting by session_settings.",
+                f"secret variable {reference.name} cannot be used in {verb}: its value would become statement text, which"
+                " reaches the server log",
+                remedy="Use it in SELECT, INSERT, UPDATE, DELETE or MERGE, or send it by session_settings.",
                 location=location,
             )
         name = quote_literal(reference.name, connection)

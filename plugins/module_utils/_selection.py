@@ -120,7 +120,8 @@ def _check_requirements(todo: t.Sequence[Migration], state: State) -> None:
         missing = [name for name in migration.requires if name not in available]
         if missing:
             raise PlanError(
-                f"{migration.id} requires {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not applied",
+                f"{migration.id} requires {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+                "applied",
                 remedy="Apply it first: leave out only/to, or name it in include_manual if it is a manual one.",
                 location=migration.location,
             )
@@ -141,7 +142,8 @@ def _check_order(plan: Plan, todo: t.Sequence[Migration], state: State) -> None:
 
 
 def select_rollback(plan: Plan, state: State, *, to: str | None = None, only: t.Collection[str] = ()) -> Selection:
-    """What is to be rolled back, newest first: down to and including ``to``, or only what is named. Half-applied ones count.
+    """What is to be rolled back, newest first: down to and including ``to``, or only what is named. Half-applied ones
+    count.
 
     :raises PlanError: an unknown id, no rollback file, or something applied that stays requires one of them
     """

@@ -35,6 +35,9 @@ MAX_STATEMENT_SIZE = 64 * 1024 * 1024
 # Reads grow with the statement that does not fit; this keeps the buffer near the limit above.
 _LARGEST_READ = 16 * 1024 * 1024
 
+# Longer statements are lexed: cutting them at every quote would take many times their size.
+_FAST_SIZE = 64 * 1024
+
 # Text below this size is tokenised for the hash in one call.
 _FEW_TOKENS = 32 * 1024
 
@@ -587,7 +590,7 @@ class Scanner:
         buffer = self._buffer
         end = buffer.find(b";", start)
         for _attempt in range(8):
-            if end < 0:
+            if end < 0 or end - start > _FAST_SIZE:
                 return -1
             piece = buffer[start:end]
             if b"'" in piece:
@@ -605,7 +608,7 @@ class Scanner:
             return -1
         if b'"' in outside:
             outside = _SIMPLE_IDENTIFIER.sub(b"q", outside)
-        if _REMARKABLE.search(outside) is not None or end - start > MAX_STATEMENT_SIZE:
+        if _REMARKABLE.search(outside) is not None:
             return -1
         opened = outside.count(b"(")
         if opened != outside.count(b")") or (

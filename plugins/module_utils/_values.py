@@ -78,8 +78,8 @@ def human_size(size: float) -> str:
 def to_plain(value: t.Any) -> t.Any:
     """What JSON can hold of a value psycopg2 returned, without loss where JSON allows it.
 
-    Decimal, uuid, network and range values become their PostgreSQL text, bytea becomes ``\\x`` hex, timestamps ISO 8601,
-    intervals seconds; NaN and infinities, which JSON lacks, become text.
+    Decimal, uuid, network and range values become their PostgreSQL text, bytea becomes ``\\x`` hex, timestamps ISO
+    8601, intervals seconds; NaN and infinities, which JSON lacks, become text.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value

@@ -18,16 +18,14 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import ConnectionFailed
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # reported by _connection.require_driver
-    pass
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# Modes that conflict with ROW EXCLUSIVE, which every INSERT, UPDATE and DELETE takes (PostgreSQL manual, table 13.2). ACCESS
-# EXCLUSIVE also conflicts with the ACCESS SHARE of a SELECT.
+# Modes that conflict with ROW EXCLUSIVE, which every INSERT, UPDATE and DELETE takes (PostgreSQL manual, table 13.2).
+# ACCESS EXCLUSIVE also conflicts with the ACCESS SHARE of a SELECT.
 _BLOCKING_MODES = ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 _SAMPLE_SECONDS = 0.05
 
@@ -84,8 +82,8 @@ def blockers_of(connection: Connection, pid: int) -> list[Blocker]:
 class LockWatch:
     """Watches one worker's transaction. Times are seconds of the monotonic clock.
 
-    The watching thread samples only while a statement runs longer than a sample interval; a short statement costs nothing.
-    When a hold outlasts the budget it cancels the statement and sets ``over_budget``.
+    The watching thread samples only while a statement runs longer than a sample interval; a short statement costs
+    nothing. When a hold outlasts the budget it cancels the statement and sets ``over_budget``.
     """
 
     def __init__(self, connection: Connection, budget: float, cancel: t.Callable[[], None]) -> None:

@@ -24,17 +24,15 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     Interrupted,
 )
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
     import psycopg2.extensions as ext
-except ImportError:  # reported by _connection.require_driver
-    pass
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# A server whose client is gone looks up only between statements, unless told to look (PostgreSQL 14 and newer). Killing the
-# playbook thus stops its work, and frees its locks, within seconds.
+# A server whose client is gone looks up only between statements, unless told to look (PostgreSQL 14 and newer).
+# Killing the playbook thus stops its work, and frees its locks, within seconds.
 _CHECK_CLIENT = {"client_connection_check_interval": "2s"}
 _NO_IDLE_LIMITS = {"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"}
 
@@ -104,7 +102,8 @@ class Worker:
     def ready(self, settings: t.Mapping[str, str]) -> Connection:
         """A session nothing leaked into, made with these startup settings.
 
-        ``DISCARD ALL`` brings the startup settings back; what it cannot undo, or what cannot be judged, costs a new session.
+        ``DISCARD ALL`` brings the startup settings back; what it cannot undo, or what cannot be judged, costs a new
+        session.
         """
         wanted = dict(settings)
         if (

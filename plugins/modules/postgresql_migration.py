@@ -12,13 +12,16 @@ version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot)
 description:
-  - Brings a database to the state a migration set describes. The set is a directory with a C(plan.yml), or one of plain SQL files.
-  - What is applied stands in the ledger, a schema of the same database, written in the same transaction as the change itself. A
-    migration is therefore applied wholly or not at all, whatever kills the task, and a second run changes nothing.
-  - Every file is validated before anything is written. Files are split by the lexical rules of C(psql); a file's own C(BEGIN) and
-    C(COMMIT) are taken over; psql commands that change nothing are ignored, others are refused with file, line, and remedy.
-  - Waiting for locks and holding them is bounded; a migration that meets a busy table is rolled back and tried again with growing
-    pauses, and the session in its way is named.
+  - Brings a database to the state a migration set describes. The set is a directory with a C(plan.yml), or one of
+    plain SQL files.
+  - What is applied stands in the ledger, a schema of the same database, written in the same transaction as the change
+    itself. A migration is therefore applied wholly or not at all, whatever kills the task, and a second run changes
+    nothing.
+  - Every file is validated before anything is written. Files are split by the lexical rules of C(psql); a file's own
+    C(BEGIN) and C(COMMIT) are taken over; psql commands that change nothing are ignored, others are refused with
+    file, line, and remedy.
+  - Waiting for locks and holding them is bounded; a migration that meets a busy table is rolled back and tried again
+    with growing pauses, and the session in its way is named.
   - An interrupt, C(SIGTERM), or the death of C(ansible-playbook) cancels the running statement and rolls back.
 extends_documentation_fragment:
   - surefoot.dbops._attributes
@@ -39,8 +42,8 @@ attributes:
 options:
   path:
     description:
-      - Migration set. A directory with a C(plan.yml), the plan file itself, or a directory of files C(NNN_name.sql) with optional
-        C(NNN_name.rollback.sql) (or C(.down.sql)) and C(NNN_name.verify.sql).
+      - Migration set. A directory with a C(plan.yml), the plan file itself, or a directory of files C(NNN_name.sql)
+        with optional C(NNN_name.rollback.sql) (or C(.down.sql)) and C(NNN_name.verify.sql).
       - On the host that executes the module, which is usually the controller (C(ansible_connection=local)).
     type: path
     required: true
@@ -69,7 +72,8 @@ options:
     default: []
   lock_timeout:
     description:
-      - Longest wait for a lock, such as V(500ms), before the transaction is rolled back and tried again. Overrides the plan.
+      - Longest wait for a lock, such as V(500ms), before the transaction is rolled back and tried again. Overrides
+        the plan.
       - Never more than O(lock_budget) is used.
     type: str
   statement_timeout:
@@ -82,7 +86,9 @@ options:
     type: str
     default: 500ms
   retry:
-    description: How often and how long to try again when a lock cannot be had, after a deadlock or a serialization failure. Overrides the plan.
+    description:
+      - How often and how long to try again when a lock cannot be had, after a deadlock, or a serialization failure.
+      - Overrides the plan.
     type: dict
     suboptions:
       attempts:
@@ -122,7 +128,8 @@ options:
     default: fail
   verify:
     description:
-      - Whether to run each migration's checks, those C(before_commit) inside its transaction and those C(after_commit) after it.
+      - Whether to run each migration's checks, those C(before_commit) inside its transaction and those
+        C(after_commit) after it.
       - A failing check before commit means that nothing happened.
     type: bool
     default: true
@@ -241,7 +248,9 @@ migrations:
       description: Number of attempts it took.
       type: int
     lock_held_seconds:
-      description: How long a lock was held that blocks readers or writers of a table that existed before; null when none was.
+      description:
+        - How long a lock was held that blocks readers or writers of a table that existed before.
+        - Null when none was.
       type: float
 statements:
   description: The slowest statements, at most 100, in order. All of them are in C(statements.jsonl) of O(run_dir).
@@ -293,7 +302,9 @@ evidence:
   elements: dict
   returned: always
 error:
-  description: The error as an object, with C(code), C(message), C(remedy), C(file), C(line), C(column), and for server errors C(sqlstate), C(condition) and C(statement).
+  description:
+    - The error as an object, with C(code), C(message), C(remedy), C(file), C(line), C(column), and for server errors
+      C(sqlstate), C(condition) and C(statement).
   type: dict
   returned: failure
 """

@@ -88,8 +88,9 @@ migrations:
       description: What it is for.
       type: str
     state:
-      description: V(applied), V(pending), V(partial) (begun by a run that did not finish it), V(manual), V(held) (not asked for by
-        O(to) or O(only)), or V(unknown) (applied, but not in the plan).
+      description:
+        - V(applied), V(pending), V(partial) (begun by a run that did not finish it), V(manual), V(held) (not asked for
+          by O(to) or O(only)), or V(unknown) (applied, but not in the plan).
       type: str
     risk:
       description: Its line of the plan's risk table.

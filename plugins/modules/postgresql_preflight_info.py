@@ -88,6 +88,12 @@ options:
     description: Longest time a replica may be behind, as a duration.
     type: str
     default: 30s
+  max_replica_lag_size:
+    description:
+      - Most WAL that a replica may have still to replay, as a size.
+      - A replica that stands still shows no delay in time.
+    type: str
+    default: 64MB
   max_retained_wal:
     description: Most WAL that an inactive replication slot may keep, as a size such as V(1GB).
     type: str
@@ -315,6 +321,7 @@ def argument_spec() -> ArgumentSpec:
             "max_idle_in_transaction": {"type": "str", "default": "1m"},
             "max_lock_age": {"type": "str", "default": "10s"},
             "max_replica_lag": {"type": "str", "default": "30s"},
+            "max_replica_lag_size": {"type": "str", "default": "64MB"},
             "max_retained_wal": {"type": "str", "default": "1GB"},
             "backup_dir": {"type": "path"},
             "backup_size_factor": {"type": "float", "default": 1},

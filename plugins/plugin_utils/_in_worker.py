@@ -6,9 +6,9 @@
 
 """Runs a module inside Ansible's worker process when its target is this very machine and Python.
 
-Packing the library, starting a Python and importing it again costs most of a second a task; the database work of a run with
-nothing to do takes a tenth of that. Where a task goes anywhere else (another host, another user, another Python, in the
-background) it runs as the ordinary module it is.
+Packing the library, starting a Python and importing it again costs most of a second a task; the database work of a
+run with nothing to do takes a tenth of that. Where a task goes anywhere else (another host, another user, another
+Python, in the background) it runs as the ordinary module it is.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LibraryAction(ActionBase):
         validation = ArgumentSpecValidator(spec["argument_spec"], **constraints).validate(arguments)
         secrets = set(validation._no_log_values)
         if validation.error_messages:
-            message = validation.error_messages[0]
+            message = "; ".join(validation.error_messages)
             return t.cast("dict[str, t.Any]", remove_values({"failed": True, "msg": message}, secrets))
         invocation = Invocation(
             validation.validated_parameters, bool(self._task.check_mode), bool(self._task.diff), secrets

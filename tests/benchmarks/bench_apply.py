@@ -2,10 +2,11 @@
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run costs beyond the server's own work: N small migrations against psql, a run with nothing to do, a large file.
+"""What a run costs beyond the server's own work: N small migrations against psql, a run with nothing to do, a large
+file.
 
-Prints ratios of whole processes, measured interleaved in one run on a private server with fsync on. It judges nothing: the
-numbers depend on the machine, the ratios much less.
+Prints ratios of whole processes, measured interleaved in one run on a private server with fsync on. It judges
+nothing: the numbers depend on the machine, the ratios much less.
 
     python tests/benchmarks/bench_apply.py [--migrations 1000] [--rounds 5] [--large-mb 100]
 """
@@ -210,7 +211,8 @@ def bench_large(server: t.Any, directory: pathlib.Path, megabytes: int) -> None:
     print(f"  runner, peak resident set                    {int(done.stdout) / 1024:8.0f} MB")
     print(f"  server process, peak private memory          {backend / 1024 / 1024:8.0f} MB")
     print(
-        f"  runner / psql -1 -f                          {seconds / reference:8.2f}  ({seconds:.1f} s / {reference:.1f} s)"
+        f"  runner / psql -1 -f                          {seconds / reference:8.2f}  ({seconds:.1f} s / "
+        f"{reference:.1f} s)"
     )
 
 

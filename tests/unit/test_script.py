@@ -262,6 +262,14 @@ def test_a_second_pass_of_a_large_file_gives_the_same_statements(write: Write) -
     assert (count, rows, script.statement_count) == (10_001, 4 * 300_000, 10_001)
 
 
+def test_statements_are_kept_for_the_second_pass_only_of_a_small_file(write: Write) -> None:
+    small = inspect(write("CREATE TABLE t (i int);\nSELECT 1;"))
+    large = inspect(write("INSERT INTO t VALUES ('" + "x" * 20_000 + "');\n" + "SELECT 1;\n" * 5_000))
+    copying = inspect(write("COPY t FROM stdin;\n1\n\\.\n"))
+    assert small.prepared is not None and len(small.prepared) == 2
+    assert (large.prepared, copying.prepared) == (None, None)
+
+
 # -- classes
 
 
