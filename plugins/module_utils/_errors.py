@@ -185,7 +185,12 @@ def sqlstate_of(name: str) -> str:
     text = str(name).strip()
     if len(text) == 5 and text.upper() == text and text.isalnum():
         return text
-    code = getattr(_errorcodes, text.upper(), None) if _errorcodes is not None else None
+    if _errorcodes is None:
+        raise EnvironmentProblem(
+            f"the condition name {text} cannot be looked up without psycopg2",
+            remedy="Install it: pip install psycopg2-binary; or write the SQLSTATE.",
+        )
+    code = getattr(_errorcodes, text.upper(), None)
     if isinstance(code, str) and len(code) == 5:
         return code
     raise PlanError(

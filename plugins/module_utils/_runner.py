@@ -173,7 +173,8 @@ class Runner:
         self._action = {"applied": "deploy", "rolled_back": "rollback", "baselined": "baseline"}[options.state]
         self._ledger = Ledger(options.ledger_schema, plan.name, options.run_id)
         self._worker = Worker(connection, options.run_id, allow_session_pooler=options.allow_session_pooler)
-        self._variables = self._resolve_variables()
+        # What a file needs and does not get is said when that file is validated: a run may not need it.
+        self._variables, _secrets = plan.values(options.variables, options.secrets, complete=False)
         self._scripts: dict[str, Script] = {}
         self._selection = Selection((), (), ())
         self._done: list[dict[str, t.Any]] = []
@@ -326,23 +327,6 @@ class Runner:
         }
 
     # --- what to do --------------------------------------------------------------------------------------------------
-
-    def _resolve_variables(self) -> dict[str, t.Any]:
-        declared = set(self._plan.variables) | set(self._plan.secret_variables)
-        given = {**self._options.variables, **self._options.secrets}
-        unknown = [name for name in given if declared and name not in declared and not self._plan.file]
-        if unknown:
-            raise PlanError(
-                f"variable {unknown[0]} is not declared in the plan", remedy="Declare it, or correct its name."
-            )
-        exposed = [name for name in self._options.variables if name in self._plan.secret_variables]
-        if exposed:
-            raise PlanError(
-                f"{exposed[0]} is a secret variable of the plan but was given in variables",
-                remedy="Give it in secret_variables.",
-            )
-        values = {name: value for name, value in self._plan.variables.items() if value is not None}
-        return {**values, **self._options.variables}
 
     def _select(self, state: State) -> None:
         options = self._options
@@ -772,9 +756,11 @@ class Runner:
         started = _now()
         worker.ready(settings)
         watch.begin(worker.pid, enforce=True)
+        current = works[0]
         try:
             self._begin(works, limits)
             for position, work in enumerate(works):
+                current = work
                 if position:  # the next migration of the same transaction starts with a session as at the start
                     worker.execute(f"SET SESSION AUTHORIZATION DEFAULT; RESET ALL; {_arm(limits)}")
                 if work.step is not None and work.script is not None:
@@ -788,7 +774,7 @@ class Runner:
         except psycopg2.Error as exc:
             if watch.over_budget:
                 raise _OverBudget() from None
-            raise self._failed(exc, works[0].migration.location, None) from None
+            raise self._failed(exc, _end_of(current), None) from None
         finally:
             with contextlib.suppress(psycopg2.Error):
                 worker.rollback()
@@ -1397,6 +1383,11 @@ class Runner:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
+
+
+def _end_of(work: _Work) -> Location:
+    """Where an error belongs that no single statement raised: a deferred constraint, the record, COMMIT."""
+    return Location(work.step.path) if work.step is not None else work.migration.location
 
 
 def _arm(limits: Limits) -> str:
