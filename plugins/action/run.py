@@ -44,7 +44,7 @@ class ActionModule(ActionBase):
                 "state": {"type": "str", "choices": ["started", "finished"], "required": True},
                 "run_id": {"type": "str"},
                 "run_base": {"type": "path"},
-                "action": {"type": "str", "choices": ["migrate", "rollback"], "default": "migrate"},
+                "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
                 "path": {"type": "path"},
                 "connection": {"type": "dict", "no_log": True},
                 "secret_variables": {"type": "dict", "no_log": True},

@@ -8,12 +8,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import time
 import typing as t
 
+from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import worker_lock
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep
+from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Context
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import OutcomeUnknown, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Progress
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Limits, Migration
+from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import load as load_secrets
+from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render, secret_names
+from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import milliseconds
+from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
+
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
+    import psycopg2
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -100,3 +114,96 @@ def prepare_backfill(connection: Connection, step: BackfillStep) -> BackfillSql:
     return BackfillSql(
         step, step.table, tuple(step.key), tuple(str(found[name][1]) for name in step.key), max(0, round(rows[0][2]))
     )
+
+
+class Backfills:
+    """Runs backfills, each from where an earlier run stopped."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._options = context.options
+        self._action = context.action
+        self._ledger = context.ledger
+        self._worker = context.worker
+        self._watch = context.watch
+        self._journal = context.journal
+
+    def run(
+        self,
+        migration: Migration,
+        number: int,
+        step: BackfillStep,
+        digest: str,
+        progress: t.Mapping[tuple[int, int], Progress],
+        limits: Limits,
+    ) -> None:
+        """Batches until no row is left; the position is committed with each batch, so any stop resumes exactly
+        there."""
+        with worker_lock(self._context, migration, limits):
+            worker, watch = self._worker, self._watch
+            sql = prepare_backfill(worker.connection, step)
+            earlier = progress.get((number, WHOLE_STEP))
+            position: list[str] | None = earlier.position if earlier is not None else None
+            rows = int(earlier.rows or 0) if earlier is not None else 0
+            clock = time.monotonic()
+            finished = False
+
+            def attempt(_number: int) -> tuple[int, int, list[str] | None]:
+                watch.begin(worker.pid, enforce=True)
+                try:
+                    worker.execute(
+                        f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+                        f" SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)}"
+                    )
+                    read, changed, last = self._batch(sql, position, step)
+                    worker.execute(
+                        self._ledger.progress_sql(
+                            worker.connection,
+                            migration.id,
+                            self._action,
+                            number,
+                            WHOLE_STEP,
+                            "done" if read < step.batch else "cursor",
+                            digest,
+                            rows=rows + changed,
+                            position=last or position,
+                        )
+                    )
+                    worker.commit()
+                    return read, changed, last
+                except CommitLost:
+                    raise OutcomeUnknown(
+                        f"{migration.id}: the connection died at COMMIT of a batch",
+                        remedy="Run again: the position was in the same transaction, so the next run knows.",
+                        location=step.location,
+                    ) from None
+                except psycopg2.Error as exc:
+                    raise self._context.failed(exc, step.location, None) from None
+                finally:
+                    worker.rollback()
+                    watch.end()
+
+            while not finished:
+                read, changed, last = self._context.with_retries(migration, limits, attempt)
+                rows, position = rows + changed, last or position
+                finished = read < step.batch
+                if not finished and step.pause:
+                    worker.sleep(step.pause)
+            self._journal.note(migration, step.name, step.location.line, f"BACKFILL {rows}", time.monotonic() - clock)
+
+    def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, int, t.Any]:
+        worker = self._worker
+        text = sql.batch(worker.connection, position)
+        statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
+        names = secret_names(statement, self._options.secrets)
+        if names:
+            load_secrets(worker.connection, names, self._options.secrets)
+        row = worker.fetch(
+            render(
+                statement,
+                variables=self._context.variables,
+                secrets=self._options.secrets,
+                connection=worker.connection,
+            )
+        )[0]
+        return int(row[0]), int(row[1]), row[2]

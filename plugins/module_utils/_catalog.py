@@ -7,17 +7,18 @@
 """What a database's schema is, as text: a fingerprint to compare, and a difference to show.
 
 Every object becomes one entry, identity to canonical definition: ``table app.users``, ``column app.users.email``,
-``function app.f(integer)``, and beside them ``owner of ...``, ``grants on ...``, ``comment on ...``. The text comes from PostgreSQL's
-own ``pg_get_*def`` functions under a pinned ``search_path`` and pinned output settings. It holds no OID, no physical column
-number and no statistics, and lists that PostgreSQL keeps in arrival order (privileges, options) are sorted, so that a restored copy on
-the same cluster has the same entries.
+``function app.f(integer)``, and beside them ``owner of ...``, ``grants on ...``, ``comment on ...``. The text comes
+from PostgreSQL's own ``pg_get_*def`` functions under a pinned ``search_path`` and pinned output settings. It holds no
+OID, no physical column number and no statistics, and lists that PostgreSQL keeps in arrival order (privileges, options)
+are sorted, so that a restored copy on the same cluster has the same entries.
 
-An entry's hash is the first 16 hexadecimal digits of the SHA-256 of its definition. The digest is the SHA-256 over the lines
-``identity TAB hash``, sorted by their UTF-8 bytes and joined by a line feed; the server and :attr:`Catalog.digest` compute the same one.
+An entry's hash is the first 16 hexadecimal digits of the SHA-256 of its definition. The digest is the SHA-256 over the
+lines ``identity TAB hash``, sorted by their UTF-8 bytes and joined by a line feed; the server and
+:attr:`Catalog.digest` compute the same one.
 
-Not covered: members of extensions (the extension and its version are), system and temporary objects, large objects, roles.
-Values that may be secrets do not enter a definition: options of user mappings, options of foreign servers named like a password, and
-the values of custom (dotted) settings of the database.
+Not covered: members of extensions (the extension and its version are), system and temporary objects, large objects,
+roles. Values that may be secrets do not enter a definition: options of user mappings, options of foreign servers named
+like a password, and the values of custom (dotted) settings of the database.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ if t.TYPE_CHECKING:
 
 LEDGER_SCHEMA = "surefoot"
 
-# Entries a dump of one database does not carry (pg_dump without --create): leave them out when a restored copy is compared.
+# Entries a dump of one database does not carry (pg_dump without --create): leave them out when a restored copy is
+# compared.
 DATABASE_LEVEL = ("* this database", "this database", "setting *")
 
 KINDS = (
@@ -99,13 +101,15 @@ _IDENTITY = re.compile(
     + r")(?: (.*))?",
     re.DOTALL,
 )
-# An object dropped by somebody else between the scan and its pg_get_*def: "cache lookup failed", undefined table, undefined object.
+# An object dropped by somebody else between the scan and its pg_get_*def: "cache lookup failed", undefined table,
+# undefined object.
 _VANISHED = ("XX000", "42P01", "42704", "42883", "55000")
 _ATTEMPTS = 10
 
 
 class Catalog(t.Mapping[str, str]):
-    """Identity to canonical definition; from :meth:`unpack` and :func:`entry_hashes` only hashes are known, and the definition reads as ''."""
+    """Identity to canonical definition; from :meth:`unpack` and :func:`entry_hashes` only hashes are known, and the
+    definition reads as ''."""
 
     def __init__(self, hashes: t.Mapping[str, str], definitions: t.Mapping[str, str] | None = None) -> None:
         self.hashes: dict[str, str] = dict(hashes)
@@ -134,8 +138,9 @@ class Catalog(t.Mapping[str, str]):
         return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
     def filter(self, patterns: t.Sequence[str]) -> Catalog:
-        """The entries that no pattern matches. ``*`` stands for any text, ``?`` for one character; a pattern is held against the whole identity
-        and against the object's name without its kind, so that ``app.events_2*`` leaves out such partitions with all that hangs on them."""
+        """The entries that no pattern matches. ``*`` stands for any text, ``?`` for one character; a pattern is held
+        against the whole identity and against the object's name without its kind, so that ``app.events_2*`` leaves out
+        such partitions with all that hangs on them."""
         if not patterns:
             return self
         expression = re.compile("|".join(f"(?:{_regex(pattern)})" for pattern in patterns), re.DOTALL)
@@ -201,8 +206,8 @@ class CatalogDiff:
         return ", ".join(marks[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
     def to_dict(self) -> dict[str, t.Any]:
-        """JSON object: ``added`` and ``removed`` are lists of identities; ``changed`` has the definitions before and after where they are known
-        (a snapshot read back from the ledger knows only hashes)."""
+        """JSON object: ``added`` and ``removed`` are lists of identities; ``changed`` has the definitions before and
+        after where they are known (a snapshot read back from the ledger knows only hashes)."""
         changed: list[dict[str, t.Any]] = []
         for identity, (before, after) in self.changed.items():
             item: dict[str, t.Any] = {"object": identity}
@@ -240,7 +245,8 @@ def snapshot(
 ) -> Catalog:
     """Every entry with its definition, in one query.
 
-    Inside a transaction the caller's settings are kept (a savepoint undoes the pinned ones) and its own uncommitted changes are seen.
+    Inside a transaction the caller's settings are kept (a savepoint undoes the pinned ones) and its own uncommitted
+    changes are seen.
 
     :param ignore: patterns of :meth:`Catalog.filter`
     :param exclude_schemas: schemas left out with everything in them
@@ -257,7 +263,8 @@ def entry_hashes(
     ignore: t.Sequence[str] = (),
     exclude_schemas: t.Sequence[str] = (LEDGER_SCHEMA,),
 ) -> Catalog:
-    """Every entry with its hash, computed by the server: what the ledger keeps. Parameters and errors of :func:`snapshot`."""
+    """Every entry with its hash, computed by the server: what the ledger keeps. Parameters and errors of
+    :func:`snapshot`."""
     select = f"SELECT identity, {_ENTRY_HASH} FROM entries"
     return Catalog(dict(_query(connection, select, ignore=ignore, exclude_schemas=exclude_schemas)))
 
@@ -278,7 +285,8 @@ def fingerprint(
 
 
 def _regex(pattern: str) -> str:
-    # Understood alike by Python and by PostgreSQL: a backslash before anything that is no letter, digit or underscore is literal.
+    # Understood alike by Python and by PostgreSQL: a backslash before anything that is no letter, digit or underscore
+    # is literal.
     special = {"*": ".*", "?": "."}
     return "".join(
         special.get(char, char if char.isalnum() or char == "_" or ord(char) > 127 else "\\" + char) for char in pattern
@@ -292,9 +300,10 @@ def _matches(expression: re.Pattern[str], identity: str) -> bool:
     return bool(match and match.group(1) and expression.fullmatch(match.group(1)))
 
 
-# --- one statement, a pinned session --------------------------------------------------------------------------------------------------------
+# --- one statement, a pinned session ----------------------------------------------------------------------------------
 
-# Constants inside defaults, checks and partition bounds are printed by the types' output functions, which obey these settings.
+# Constants inside defaults, checks and partition bounds are printed by the types' output functions, which obey these
+# settings.
 _PINNED = "; ".join(
     f"SET LOCAL {name} TO {value}"
     for name, value in (
@@ -312,7 +321,8 @@ _PINNED = "; ".join(
         ("jit", "off"),
         ("max_parallel_workers_per_gather", "0"),
         ("work_mem", "'64MB'"),
-        # The planner cannot see how many rows the common table expressions hold; hash joins stay linear when it guesses one.
+        # The planner cannot see how many rows the common table expressions hold; hash joins stay linear when it guesses
+        # one.
         ("enable_nestloop", "off"),
     )
 )
@@ -373,7 +383,7 @@ def _pinned_session(connection: Connection) -> t.Iterator[t.Any]:
                     connection.rollback()
 
 
-# --- the statement -------------------------------------------------------------------------------------------------------------------------
+# --- the statement ----------------------------------------------------------------------------------------------------
 
 _ENTRY_HASH = "substr(encode(sha256(convert_to(definition, 'UTF8')), 'hex'), 1, 16)"
 
@@ -398,18 +408,21 @@ def _roles(array: str) -> str:
 
 
 def _grants(acl: str) -> str:
-    """One text for an ACL, whatever the order in which privileges were granted; a grantor is named when it is not the owner."""
+    """One text for an ACL, whatever the order in which privileges were granted; a grantor is named when it is not the
+    owner."""
     return (
         "(SELECT coalesce(string_agg(g, '; ' ORDER BY g COLLATE \"C\"), 'none') FROM (SELECT"
         " CASE WHEN e.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(e.grantee)) END"
         " || CASE WHEN e.grantor = owner THEN '' ELSE ' by ' || quote_ident(pg_get_userbyid(e.grantor)) END || ': '"
         " || string_agg(e.privilege_type || CASE WHEN e.is_grantable THEN '*' ELSE '' END, ', '"
-        f' ORDER BY e.privilege_type COLLATE "C") AS g FROM aclexplode({acl}) AS e GROUP BY e.grantee, e.grantor) AS grouped)'
+        f' ORDER BY e.privilege_type COLLATE "C") AS g FROM aclexplode({acl}) AS e GROUP BY e.grantee, e.grantor) AS'
+        " grouped)"
     )
 
 
 def _canonical(definition: str) -> str:
-    """``varchar_column IN ('a', 'b')`` is stored, and after a dump and restore stored again, with its casts around the array or around the elements.
+    """``varchar_column IN ('a', 'b')`` is stored, and after a dump and restore stored again, with its casts around the
+    array or around the elements.
 
     Both mean the same; the casts from a varchar literal to text are dropped.
     """
@@ -422,7 +435,8 @@ def _canonical(definition: str) -> str:
 
 
 _TRIGGER_STATE = (
-    "CASE {0} WHEN 'O' THEN NULL WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled on replica' WHEN 'A' THEN 'enabled always' END"
+    "CASE {0} WHEN 'O' THEN NULL WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled on replica' WHEN 'A'"
+    " THEN 'enabled always' END"
 )
 _STORAGE = "CASE {0} WHEN 'p' THEN 'plain' WHEN 'e' THEN 'external' WHEN 'm' THEN 'main' WHEN 'x' THEN 'extended' END"
 
@@ -443,8 +457,10 @@ def _object(
     kind_sql = kind if kind.startswith("CASE") else f"'{kind}'"
     acltype_sql = acltype if acltype.startswith("CASE") else f"'{acltype}'"
     return (
-        f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS classid, {objid} AS objid, {objsubid} AS objsubid, {kind_sql} AS kind,"
-        f" {name} AS name, {definition} AS definition, {owner} AS owner, {acl} AS acl, {acltype_sql}::\"char\" AS acltype {source}"
+        f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS classid, {objid} AS objid, {objsubid} AS objsubid,"
+        f" {kind_sql} AS kind,"
+        f' {name} AS name, {definition} AS definition, {owner} AS owner, {acl} AS acl, {acltype_sql}::"char" AS'
+        f" acltype {source}"
     )
 
 
@@ -460,10 +476,12 @@ def _relations(version: int) -> list[str]:
         " bool_or(inhdetachpending) AS detaching FROM pg_inherits GROUP BY inhrelid) AS inh ON inh.inhrelid = rel.oid"
     )
     table = f"""concat_ws(', ',
-        CASE rel.relkind WHEN 'p' THEN 'partitioned by ' || pg_get_partkeydef(rel.oid) WHEN 'f' THEN 'foreign table' ELSE 'table' END,
+        CASE rel.relkind WHEN 'p' THEN 'partitioned by ' || pg_get_partkeydef(rel.oid) WHEN 'f' THEN 'foreign table'
+            ELSE 'table' END,
         CASE WHEN rel.relpersistence = 'u' THEN 'unlogged' END,
         CASE WHEN rel.reloftype <> 0 THEN 'of ' || format_type(rel.reloftype, NULL) END,
-        CASE WHEN rel.relispartition THEN 'partition of ' || inh.parents || ' ' || pg_get_expr(rel.relpartbound, rel.oid)
+        CASE WHEN rel.relispartition THEN 'partition of ' || inh.parents || ' ' || pg_get_expr(rel.relpartbound,
+            rel.oid)
              ELSE 'inherits ' || inh.parents END,
         CASE WHEN inh.detaching THEN 'detach pending' END,
         CASE WHEN am.amname <> 'heap' THEN 'access method ' || quote_ident(am.amname) END,
@@ -472,9 +490,11 @@ def _relations(version: int) -> list[str]:
         CASE WHEN toast.reloptions IS NOT NULL THEN 'toast with (' || {_sorted("toast.reloptions")} || ')' END,
         CASE WHEN rel.relrowsecurity THEN 'row security enabled' END,
         CASE WHEN rel.relforcerowsecurity THEN 'row security forced' END,
-        CASE rel.relreplident WHEN 'd' THEN NULL WHEN 'n' THEN 'replica identity nothing' WHEN 'f' THEN 'replica identity full'
+        CASE rel.relreplident WHEN 'd' THEN NULL WHEN 'n' THEN 'replica identity nothing' WHEN 'f'
+            THEN 'replica identity full'
             WHEN 'i' THEN 'replica identity index '
-                || (SELECT x.indexrelid::regclass::text FROM pg_index AS x WHERE x.indrelid = rel.oid AND x.indisreplident) END,
+                || (SELECT x.indexrelid::regclass::text FROM pg_index AS x WHERE x.indrelid = rel.oid
+                    AND x.indisreplident) END,
         'server ' || quote_ident(fs.srvname),
         CASE WHEN ft.ftoptions IS NOT NULL THEN 'options (' || {_masked("ft.ftoptions")} || ')' END)"""
     table_source = f"""FROM rel {inherits}
@@ -488,10 +508,13 @@ def _relations(version: int) -> list[str]:
     not_null = "CASE WHEN a.attnotnull THEN 'not null' END"
     not_null_join = ""
     if version >= 180000:
-        # Since 18 a NOT NULL is a constraint with a name; it stays part of its column here, so that it is one entry on every version.
+        # Since 18 a NOT NULL is a constraint with a name; it stays part of its column here, so that it is one entry on
+        # every version.
         not_null = """CASE WHEN nn.conname IS NOT NULL THEN 'constraint ' || quote_ident(nn.conname) || ' not null'
-            || CASE WHEN nn.connoinherit THEN ' no inherit' ELSE '' END || CASE WHEN nn.convalidated THEN '' ELSE ' not valid' END
-            || CASE WHEN nn.coninhcount = 0 THEN '' WHEN nn.conislocal THEN ' (inherited and local)' ELSE ' (inherited)' END
+            || CASE WHEN nn.connoinherit THEN ' no inherit' ELSE '' END || CASE WHEN nn.convalidated THEN ''
+                ELSE ' not valid' END
+            || CASE WHEN nn.coninhcount = 0 THEN '' WHEN nn.conislocal THEN ' (inherited and local)'
+                ELSE ' (inherited)' END
             WHEN a.attnotnull THEN 'not null' END"""
         not_null_join = (
             "LEFT JOIN pg_constraint AS nn ON nn.contype = 'n' AND nn.conrelid = a.attrelid AND nn.conkey[1] = a.attnum"
@@ -503,29 +526,35 @@ def _relations(version: int) -> list[str]:
         CASE WHEN ad.oid IS NULL THEN NULL WHEN a.attgenerated = '' THEN 'default ' || pg_get_expr(ad.adbin, ad.adrelid)
             ELSE 'generated always as (' || pg_get_expr(ad.adbin, ad.adrelid) || ')'
                 || CASE a.attgenerated WHEN 's' THEN ' stored' ELSE ' virtual' END END,
-        CASE a.attidentity WHEN 'a' THEN 'generated always as identity' WHEN 'd' THEN 'generated by default as identity' END,
+        CASE a.attidentity WHEN 'a' THEN 'generated always as identity' WHEN 'd'
+            THEN 'generated by default as identity' END,
         CASE WHEN a.attstorage <> ty.typstorage THEN 'storage ' || {_STORAGE.format("a.attstorage")} END,
         CASE a.attcompression WHEN 'p' THEN 'compression pglz' WHEN 'l' THEN 'compression lz4' END,
         CASE WHEN a.attstattarget >= 0 THEN 'statistics ' || a.attstattarget END,
         CASE WHEN a.attoptions IS NOT NULL THEN 'with (' || {_sorted("a.attoptions")} || ')' END,
         CASE WHEN a.attfdwoptions IS NOT NULL THEN 'options (' || {_masked("a.attfdwoptions")} || ')' END,
-        CASE WHEN a.attinhcount = 0 THEN NULL WHEN a.attislocal THEN '(inherited and local)' ELSE '(inherited)' END) END"""
+        CASE WHEN a.attinhcount = 0 THEN NULL WHEN a.attislocal THEN '(inherited and local)'
+            ELSE '(inherited)' END) END"""
     column_source = f"""FROM rel JOIN pg_attribute AS a ON a.attrelid = rel.oid AND a.attnum > 0 AND NOT a.attisdropped
         JOIN pg_type AS ty ON ty.oid = a.atttypid
         LEFT JOIN pg_attrdef AS ad ON ad.adrelid = a.attrelid AND ad.adnum = a.attnum
         {not_null_join} WHERE rel.relkind IN ('r', 'p', 'f', 'v', 'm', 'c')"""
     ordered = (
-        "SELECT a.attrelid, string_agg(quote_ident(a.attname){0}, ', ' ORDER BY a.attnum) AS columns FROM pg_attribute AS a"
+        "SELECT a.attrelid, string_agg(quote_ident(a.attname){0}, ', ' ORDER BY a.attnum) AS columns FROM pg_attribute"
+        " AS a"
         " JOIN rel AS r ON r.oid = a.attrelid AND r.relkind IN ({1})"
         " WHERE a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid"
     )
     typed = (
         " || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attcollation IN (0, 100) THEN '' ELSE"
         " ' collate ' || a.attcollation::regcollation::text END || CASE WHEN a.atthasdef THEN ' default ' ||"
-        " (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef AS d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) ELSE '' END"
+        " (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef AS d WHERE d.adrelid = a.attrelid AND d.adnum ="
+        " a.attnum) ELSE '' END"
     )
-    view = f"""'(' || co.columns || ')' || CASE WHEN rel.reloptions IS NULL THEN '' ELSE ' with (' || {_sorted("rel.reloptions")} || ')' END
-        || coalesce(' tablespace ' || quote_ident(ts.spcname), '') || CASE WHEN am.amname <> 'heap' THEN ' access method ' || quote_ident(am.amname)
+    view = f"""'(' || co.columns || ')' || CASE WHEN rel.reloptions IS NULL THEN '' ELSE ' with ('
+        || {_sorted("rel.reloptions")} || ')' END
+        || coalesce(' tablespace ' || quote_ident(ts.spcname), '') || CASE WHEN am.amname <> 'heap'
+            THEN ' access method ' || quote_ident(am.amname)
         ELSE '' END || ' as' || chr(10) || pg_get_viewdef(rel.oid)"""
     return [
         _object(
@@ -546,7 +575,8 @@ def _relations(version: int) -> list[str]:
             kind="column",
             name="rel.name || '.' || quote_ident(a.attname)",
             definition=column,
-            # Grants on a column are compared with the table's owner as the expected grantor; a column has no owner entry.
+            # Grants on a column are compared with the table's owner as the expected grantor; a column has no owner
+            # entry.
             owner="rel.relowner",
             acl="a.attacl",
             acltype="c",
@@ -584,17 +614,20 @@ def _relations(version: int) -> list[str]:
         ),
         _object(
             """FROM rel JOIN pg_sequence AS s ON s.seqrelid = rel.oid
-            LEFT JOIN pg_depend AS od ON od.classid = 'pg_catalog.pg_class'::regclass AND od.objid = rel.oid AND od.objsubid = 0
+            LEFT JOIN pg_depend AS od ON od.classid = 'pg_catalog.pg_class'::regclass AND od.objid = rel.oid
+                AND od.objsubid = 0
                 AND od.refclassid = 'pg_catalog.pg_class'::regclass AND od.deptype IN ('a', 'i')
             LEFT JOIN pg_attribute AS oa ON oa.attrelid = od.refobjid AND oa.attnum = od.refobjsubid""",
             catalog="pg_class",
             objid="rel.oid",
             kind="sequence",
             name="rel.name",
-            definition="""format('as %%s start %%s increment %%s minimum %%s maximum %%s cache %%s', format_type(s.seqtypid, NULL), s.seqstart,
+            definition="""format('as %%s start %%s increment %%s minimum %%s maximum %%s cache %%s',
+                format_type(s.seqtypid, NULL), s.seqstart,
             s.seqincrement, s.seqmin, s.seqmax, s.seqcache) || CASE WHEN s.seqcycle THEN ' cycle' ELSE '' END
             || CASE WHEN rel.relpersistence = 'u' THEN ' unlogged' ELSE '' END
-            || coalesce(CASE od.deptype WHEN 'i' THEN ' identity of ' ELSE ' owned by ' END || od.refobjid::regclass::text || '.'
+            || coalesce(CASE od.deptype WHEN 'i' THEN ' identity of ' ELSE ' owned by ' END
+                || od.refobjid::regclass::text || '.'
                 || quote_ident(oa.attname), '')""",
             owner="rel.relowner",
             acl="rel.relacl",
@@ -621,7 +654,8 @@ def _relations(version: int) -> list[str]:
             objid="con.oid",
             kind="constraint",
             name="rel.name || '.' || quote_ident(con.conname)",
-            definition="""pg_get_constraintdef(con.oid) || CASE WHEN con.coninhcount = 0 THEN '' WHEN con.conislocal THEN ' (inherited and local)'
+            definition="""pg_get_constraintdef(con.oid) || CASE WHEN con.coninhcount = 0 THEN '' WHEN con.conislocal
+                THEN ' (inherited and local)'
             ELSE ' (inherited)' END""",
         ),
         _object(
@@ -649,28 +683,34 @@ def _relations(version: int) -> list[str]:
             kind="policy",
             name="rel.name || '.' || quote_ident(pol.polname)",
             definition=f"""CASE WHEN pol.polpermissive THEN 'permissive' ELSE 'restrictive' END || ' for '
-            || CASE pol.polcmd WHEN 'r' THEN 'select' WHEN 'a' THEN 'insert' WHEN 'w' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'all' END
-            || ' to ' || {_roles("pol.polroles")} || coalesce(' using (' || pg_get_expr(pol.polqual, pol.polrelid) || ')', '')
+            || CASE pol.polcmd WHEN 'r' THEN 'select' WHEN 'a' THEN 'insert' WHEN 'w' THEN 'update' WHEN 'd'
+                THEN 'delete' ELSE 'all' END
+            || ' to ' || {_roles("pol.polroles")} || coalesce(' using (' || pg_get_expr(pol.polqual, pol.polrelid)
+                || ')', '')
             || coalesce(' with check (' || pg_get_expr(pol.polwithcheck, pol.polrelid) || ')', '')""",
         ),
         _object(
-            f"FROM pg_statistic_ext AS st JOIN ns ON ns.oid = st.stxnamespace WHERE {_member('pg_statistic_ext', 'st.oid')}",
+            "FROM pg_statistic_ext AS st JOIN ns ON ns.oid = st.stxnamespace WHERE"
+            f" {_member('pg_statistic_ext', 'st.oid')}",
             catalog="pg_statistic_ext",
             objid="st.oid",
             kind="statistics",
             name="ns.name || '.' || quote_ident(st.stxname)",
-            definition="pg_get_statisticsobjdef(st.oid) || CASE WHEN st.stxstattarget >= 0 THEN ', target ' || st.stxstattarget ELSE '' END",
+            definition="pg_get_statisticsobjdef(st.oid) || CASE WHEN st.stxstattarget >= 0 THEN ', target ' ||"
+            " st.stxstattarget ELSE '' END",
             owner="st.stxowner",
         ),
     ]
 
 
 def _routines_and_types(version: int) -> list[str]:
-    aggregate = """concat_ws(', ', 'returns ' || format_type(p.prorettype, NULL), 'arguments ' || pg_get_function_arguments(p.oid),
+    aggregate = """concat_ws(', ', 'returns ' || format_type(p.prorettype, NULL), 'arguments '
+        || pg_get_function_arguments(p.oid),
         'sfunc ' || ag.aggtransfn::regprocedure::text, 'stype ' || format_type(ag.aggtranstype, NULL),
         CASE WHEN ag.aggkind <> 'n' THEN 'kind ' || ag.aggkind::text END,
         CASE WHEN ag.aggtransspace <> 0 THEN 'sspace ' || ag.aggtransspace END,
-        CASE WHEN ag.aggfinalfn <> 0 THEN 'finalfunc ' || ag.aggfinalfn::regprocedure::text || ' ' || ag.aggfinalmodify::text END,
+        CASE WHEN ag.aggfinalfn <> 0 THEN 'finalfunc ' || ag.aggfinalfn::regprocedure::text || ' '
+            || ag.aggfinalmodify::text END,
         CASE WHEN ag.aggfinalextra THEN 'finalfunc_extra' END,
         CASE WHEN ag.aggcombinefn <> 0 THEN 'combinefunc ' || ag.aggcombinefn::regprocedure::text END,
         CASE WHEN ag.aggserialfn <> 0 THEN 'serialfunc ' || ag.aggserialfn::regprocedure::text END,
@@ -679,18 +719,22 @@ def _routines_and_types(version: int) -> list[str]:
         CASE WHEN ag.aggmtransfn <> 0 THEN 'msfunc ' || ag.aggmtransfn::regprocedure::text END,
         CASE WHEN ag.aggminvtransfn <> 0 THEN 'minvfunc ' || ag.aggminvtransfn::regprocedure::text END,
         CASE WHEN ag.aggmtranstype <> 0 THEN 'mstype ' || format_type(ag.aggmtranstype, NULL) END,
-        CASE WHEN ag.aggmfinalfn <> 0 THEN 'mfinalfunc ' || ag.aggmfinalfn::regprocedure::text || ' ' || ag.aggmfinalmodify::text END,
+        CASE WHEN ag.aggmfinalfn <> 0 THEN 'mfinalfunc ' || ag.aggmfinalfn::regprocedure::text || ' '
+            || ag.aggmfinalmodify::text END,
         'minitcond ' || quote_literal(ag.aggminitval),
         CASE WHEN ag.aggsortop <> 0 THEN 'sortop ' || ag.aggsortop::regoperator::text END,
         'parallel ' || p.proparallel::text)"""
     subtype_diff = "CASE WHEN r.rngsubdiff <> 0 THEN 'subtype_diff ' || r.rngsubdiff::regprocedure::text END"
-    base = """concat_ws(', ', 'input ' || ty.typinput::regprocedure::text, 'output ' || ty.typoutput::regprocedure::text,
+    base = """concat_ws(', ', 'input ' || ty.typinput::regprocedure::text, 'output '
+        || ty.typoutput::regprocedure::text,
         CASE WHEN ty.typreceive <> 0 THEN 'receive ' || ty.typreceive::regprocedure::text END,
         CASE WHEN ty.typsend <> 0 THEN 'send ' || ty.typsend::regprocedure::text END,
         CASE WHEN ty.typmodin <> 0 THEN 'typmod_in ' || ty.typmodin::regprocedure::text END,
         CASE WHEN ty.typmodout <> 0 THEN 'typmod_out ' || ty.typmodout::regprocedure::text END,
-        'internallength ' || ty.typlen, CASE WHEN ty.typbyval THEN 'passedbyvalue' END, 'alignment ' || ty.typalign::text,
-        'storage ' || ty.typstorage::text, 'category ' || ty.typcategory::text, CASE WHEN ty.typispreferred THEN 'preferred' END,
+        'internallength ' || ty.typlen, CASE WHEN ty.typbyval THEN 'passedbyvalue' END, 'alignment '
+            || ty.typalign::text,
+        'storage ' || ty.typstorage::text, 'category ' || ty.typcategory::text, CASE WHEN ty.typispreferred
+            THEN 'preferred' END,
         'delimiter ' || ty.typdelim::text, 'default ' || quote_literal(ty.typdefault),
         CASE WHEN ty.typelem <> 0 THEN 'element ' || format_type(ty.typelem, NULL) END,
         CASE WHEN ty.typcollation <> 0 THEN 'collatable' END)"""
@@ -713,7 +757,8 @@ def _routines_and_types(version: int) -> list[str]:
         ),
         _object(
             type_source.format(
-                join="JOIN (SELECT enumtypid, string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder) AS labels"
+                join="JOIN (SELECT enumtypid, string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder) AS"
+                " labels"
                 " FROM pg_enum GROUP BY enumtypid) AS en ON en.enumtypid = ty.oid",
                 typtype="e",
             ),
@@ -732,7 +777,8 @@ def _routines_and_types(version: int) -> list[str]:
             objid="ty.oid",
             kind="domain",
             name=named,
-            definition="""concat_ws(' ', format_type(ty.typbasetype, ty.typtypmod), CASE WHEN ty.typcollation <> bt.typcollation THEN
+            definition="""concat_ws(' ', format_type(ty.typbasetype, ty.typtypmod), CASE
+                WHEN ty.typcollation <> bt.typcollation THEN
             'collate ' || ty.typcollation::regcollation::text END, CASE WHEN ty.typnotnull THEN 'not null' END,
             'default ' || coalesce(pg_get_expr(ty.typdefaultbin, 0), quote_literal(ty.typdefault)))""",
             owner="ty.typowner",
@@ -740,7 +786,8 @@ def _routines_and_types(version: int) -> list[str]:
             acltype="T",
         ),
         _object(
-            "FROM pg_type AS ty JOIN ns ON ns.oid = ty.typnamespace JOIN pg_constraint AS con ON con.contypid = ty.oid AND con.contype = 'c'"
+            "FROM pg_type AS ty JOIN ns ON ns.oid = ty.typnamespace JOIN pg_constraint AS con ON con.contypid = ty.oid"
+            " AND con.contype = 'c'"
             f" WHERE {_member('pg_type', 'ty.oid')}",
             catalog="pg_constraint",
             objid="con.oid",
@@ -768,7 +815,8 @@ def _routines_and_types(version: int) -> list[str]:
             acltype="T",
         ),
         _object(
-            type_source.format(join="", typtype="b") + " AND NOT EXISTS (SELECT FROM pg_type AS el WHERE el.typarray = ty.oid)",
+            type_source.format(join="", typtype="b")
+            + " AND NOT EXISTS (SELECT FROM pg_type AS el WHERE el.typarray = ty.oid)",
             catalog="pg_type",
             objid="ty.oid",
             kind="type",
@@ -793,13 +841,16 @@ def _operators_and_text_search(version: int) -> list[str]:
 
     return [
         _object(
-            f"FROM pg_operator AS op JOIN ns ON ns.oid = op.oprnamespace WHERE op.oprcode <> 0 AND {_member('pg_operator', 'op.oid')}",
+            "FROM pg_operator AS op JOIN ns ON ns.oid = op.oprnamespace WHERE op.oprcode <> 0 AND"
+            f" {_member('pg_operator', 'op.oid')}",
             catalog="pg_operator",
             objid="op.oid",
             kind="operator",
-            name="ns.name || '.' || op.oprname || '(' || CASE op.oprleft WHEN 0 THEN 'NONE' ELSE format_type(op.oprleft, NULL) END"
+            name="ns.name || '.' || op.oprname || '(' || CASE op.oprleft WHEN 0 THEN 'NONE' ELSE"
+            " format_type(op.oprleft, NULL) END"
             " || ', ' || format_type(op.oprright, NULL) || ')'",
-            definition=f"""concat_ws(', ', 'returns ' || format_type(op.oprresult, NULL), {function("function", "op.oprcode")},
+            definition=f"""concat_ws(', ', 'returns ' || format_type(op.oprresult, NULL),
+                {function("function", "op.oprcode")},
             CASE WHEN op.oprcom <> 0 THEN 'commutator ' || op.oprcom::regoperator::text END,
             CASE WHEN op.oprnegate <> 0 THEN 'negator ' || op.oprnegate::regoperator::text END,
             {function("restrict", "op.oprrest")}, {function("join", "op.oprjoin")},
@@ -815,7 +866,8 @@ def _operators_and_text_search(version: int) -> list[str]:
             kind="operator class",
             name=schema_object("oc", "opc") + " || ' using ' || quote_ident(am.amname)",
             definition="""concat_ws(', ', 'for type ' || format_type(oc.opcintype, NULL),
-            'family ' || quote_ident(fn.nspname) || '.' || quote_ident(f.opfname), CASE WHEN oc.opcdefault THEN 'default' END,
+            'family ' || quote_ident(fn.nspname) || '.' || quote_ident(f.opfname), CASE WHEN oc.opcdefault
+                THEN 'default' END,
             CASE WHEN oc.opckeytype <> 0 THEN 'storage ' || format_type(oc.opckeytype, NULL) END)""",
             owner="oc.opcowner",
         ),
@@ -828,7 +880,8 @@ def _operators_and_text_search(version: int) -> list[str]:
             name=schema_object("f", "opf") + " || ' using ' || quote_ident(am.amname)",
             definition="""coalesce((SELECT string_agg(m, '; ' ORDER BY m COLLATE "C") FROM (
             SELECT 'operator ' || ao.amopstrategy || ' ' || ao.amopopr::regoperator::text
-                || CASE ao.amoppurpose WHEN 'o' THEN ' for order by' ELSE '' END AS m FROM pg_amop AS ao WHERE ao.amopfamily = f.oid
+                || CASE ao.amoppurpose WHEN 'o' THEN ' for order by' ELSE '' END AS m FROM pg_amop AS ao
+                    WHERE ao.amopfamily = f.oid
             UNION ALL SELECT 'function ' || ap.amprocnum || ' (' || format_type(ap.amproclefttype, NULL) || ', '
                 || format_type(ap.amprocrighttype, NULL) || ') ' || ap.amproc::regprocedure::text
                 FROM pg_amproc AS ap WHERE ap.amprocfamily = f.oid) AS members), 'empty')""",
@@ -850,8 +903,10 @@ def _operators_and_text_search(version: int) -> list[str]:
             objid="cl.oid",
             kind="collation",
             name=schema_object("cl", "coll"),
-            definition=f"""concat_ws(', ', 'provider ' || cl.collprovider::text, 'collate ' || cl.collcollate, 'ctype ' || cl.collctype,
-            'locale ' || {locale}, 'rules ' || {rules}, CASE WHEN NOT cl.collisdeterministic THEN 'nondeterministic' END)""",
+            definition=f"""concat_ws(', ', 'provider ' || cl.collprovider::text, 'collate ' || cl.collcollate, 'ctype '
+                || cl.collctype,
+            'locale ' || {locale}, 'rules ' || {rules}, CASE WHEN NOT cl.collisdeterministic
+                THEN 'nondeterministic' END)""",
             owner="cl.collowner",
         ),
         _object(
@@ -860,32 +915,38 @@ def _operators_and_text_search(version: int) -> list[str]:
             objid="cv.oid",
             kind="conversion",
             name=schema_object("cv", "con"),
-            definition="""format('%%s to %%s by %%s%%s', pg_encoding_to_char(cv.conforencoding), pg_encoding_to_char(cv.contoencoding),
+            definition="""format('%%s to %%s by %%s%%s', pg_encoding_to_char(cv.conforencoding),
+                pg_encoding_to_char(cv.contoencoding),
             cv.conproc::regprocedure::text, CASE WHEN cv.condefault THEN ', default' ELSE '' END)""",
             owner="cv.conowner",
         ),
         _object(
-            f"""FROM pg_ts_config AS tc JOIN ns ON ns.oid = tc.cfgnamespace JOIN pg_ts_parser AS tp ON tp.oid = tc.cfgparser
+            f"""FROM pg_ts_config AS tc JOIN ns ON ns.oid = tc.cfgnamespace
+                JOIN pg_ts_parser AS tp ON tp.oid = tc.cfgparser
             JOIN pg_namespace AS tpn ON tpn.oid = tp.prsnamespace WHERE {_member("pg_ts_config", "tc.oid")}""",
             catalog="pg_ts_config",
             objid="tc.oid",
             kind="text search configuration",
             name=schema_object("tc", "cfg"),
-            definition="""'parser ' || quote_ident(tpn.nspname) || '.' || quote_ident(tp.prsname) || coalesce((SELECT string_agg(
+            definition="""'parser ' || quote_ident(tpn.nspname) || '.' || quote_ident(tp.prsname)
+                || coalesce((SELECT string_agg(
             '; ' || tt.alias || ': ' || md.dictionaries, '' ORDER BY tt.alias COLLATE "C") FROM (SELECT mp.maptokentype,
-            string_agg(mp.mapdict::regdictionary::text, ', ' ORDER BY mp.mapseqno) AS dictionaries FROM pg_ts_config_map AS mp
+            string_agg(mp.mapdict::regdictionary::text, ', ' ORDER BY mp.mapseqno) AS dictionaries
+                FROM pg_ts_config_map AS mp
             WHERE mp.mapcfg = tc.oid GROUP BY mp.maptokentype) AS md
             JOIN ts_token_type(tc.cfgparser) AS tt ON tt.tokid = md.maptokentype), '')""",
             owner="tc.cfgowner",
         ),
         _object(
-            f"""FROM pg_ts_dict AS td JOIN ns ON ns.oid = td.dictnamespace JOIN pg_ts_template AS tl ON tl.oid = td.dicttemplate
+            f"""FROM pg_ts_dict AS td JOIN ns ON ns.oid = td.dictnamespace
+                JOIN pg_ts_template AS tl ON tl.oid = td.dicttemplate
             JOIN pg_namespace AS tln ON tln.oid = tl.tmplnamespace WHERE {_member("pg_ts_dict", "td.oid")}""",
             catalog="pg_ts_dict",
             objid="td.oid",
             kind="text search dictionary",
             name=schema_object("td", "dict"),
-            definition="'template ' || quote_ident(tln.nspname) || '.' || quote_ident(tl.tmplname) || coalesce(', ' || td.dictinitoption, '')",
+            definition="'template ' || quote_ident(tln.nspname) || '.' || quote_ident(tl.tmplname) || coalesce(', ' ||"
+            " td.dictinitoption, '')",
             owner="td.dictowner",
         ),
         _object(
@@ -894,11 +955,13 @@ def _operators_and_text_search(version: int) -> list[str]:
             objid="tp.oid",
             kind="text search parser",
             name=schema_object("tp", "prs"),
-            definition="concat_ws(', ', tp.prsstart::oid::regprocedure, tp.prstoken::oid::regprocedure, tp.prsend::oid::regprocedure,"
+            definition="concat_ws(', ', tp.prsstart::oid::regprocedure, tp.prstoken::oid::regprocedure,"
+            " tp.prsend::oid::regprocedure,"
             " tp.prsheadline::oid::regprocedure, tp.prslextype::oid::regprocedure)",
         ),
         _object(
-            f"FROM pg_ts_template AS tl JOIN ns ON ns.oid = tl.tmplnamespace WHERE {_member('pg_ts_template', 'tl.oid')}",
+            "FROM pg_ts_template AS tl JOIN ns ON ns.oid = tl.tmplnamespace WHERE"
+            f" {_member('pg_ts_template', 'tl.oid')}",
             catalog="pg_ts_template",
             objid="tl.oid",
             kind="text search template",
@@ -913,20 +976,25 @@ def _database_wide(version: int) -> list[str]:
     schemas = "NULL::text"
     generated = ""
     if version >= 150000:
-        columns = """coalesce((SELECT ' (' || string_agg(quote_ident(pa.attname), ', ' ORDER BY pa.attname COLLATE "C") || ')'
+        columns = """coalesce((SELECT ' (' || string_agg(quote_ident(pa.attname), ', ' ORDER BY pa.attname COLLATE "C")
+            || ')'
             FROM pg_attribute AS pa WHERE pa.attrelid = pr.prrelid AND pa.attnum = ANY (pr.prattrs)), '')"""
         where = "coalesce(' where (' || pg_get_expr(pr.prqual, pr.prrelid) || ')', '')"
         schemas = """(SELECT 'tables in ' || string_agg(quote_ident(pns.nspname), ', ' ORDER BY pns.nspname COLLATE "C")
-            FROM pg_publication_namespace AS pn JOIN pg_namespace AS pns ON pns.oid = pn.pnnspid WHERE pn.pnpubid = pu.oid)"""
+            FROM pg_publication_namespace AS pn JOIN pg_namespace AS pns ON pns.oid = pn.pnnspid
+                WHERE pn.pnpubid = pu.oid)"""
     if version >= 180000:
         generated = "CASE pu.pubgencols WHEN 's' THEN 'stored generated columns' END,"
     publication = f"""concat_ws(', ', CASE WHEN pu.puballtables THEN 'all tables' END,
-        (SELECT 'tables ' || string_agg(pr.prrelid::regclass::text || {columns} || {where}, ', ' ORDER BY pr.prrelid::regclass::text COLLATE "C")
+        (SELECT 'tables ' || string_agg(pr.prrelid::regclass::text || {columns} || {where}, ', '
+            ORDER BY pr.prrelid::regclass::text COLLATE "C")
             FROM pg_publication_rel AS pr WHERE pr.prpubid = pu.oid), {schemas}, {generated}
-        'publishes ' || concat_ws(' ', CASE WHEN pu.pubinsert THEN 'insert' END, CASE WHEN pu.pubupdate THEN 'update' END,
+        'publishes ' || concat_ws(' ', CASE WHEN pu.pubinsert THEN 'insert' END, CASE WHEN pu.pubupdate
+            THEN 'update' END,
             CASE WHEN pu.pubdelete THEN 'delete' END, CASE WHEN pu.pubtruncate THEN 'truncate' END),
         CASE WHEN pu.pubviaroot THEN 'via partition root' END)"""
-    privileges_for = """CASE d.defaclobjtype WHEN 'r' THEN 'tables' WHEN 'S' THEN 'sequences' WHEN 'f' THEN 'functions' WHEN 'T' THEN 'types'
+    privileges_for = """CASE d.defaclobjtype WHEN 'r' THEN 'tables' WHEN 'S' THEN 'sequences' WHEN 'f' THEN 'functions'
+        WHEN 'T' THEN 'types'
         WHEN 'n' THEN 'schemas' WHEN 'L' THEN 'large objects' END"""
     return [
         _object(
@@ -955,7 +1023,8 @@ def _database_wide(version: int) -> list[str]:
             objid="et.oid",
             kind="event trigger",
             name="quote_ident(et.evtname)",
-            definition=f"""concat_ws(', ', 'on ' || et.evtevent, CASE WHEN et.evttags IS NOT NULL THEN 'tags ' || {_sorted("et.evttags")} END,
+            definition=f"""concat_ws(', ', 'on ' || et.evtevent, CASE WHEN et.evttags IS NOT NULL THEN 'tags '
+                || {_sorted("et.evttags")} END,
             'execute ' || et.evtfoid::regprocedure::text, {_TRIGGER_STATE.format("et.evtenabled")})""",
             owner="et.evtowner",
         ),
@@ -970,12 +1039,14 @@ def _database_wide(version: int) -> list[str]:
         ),
         _object(
             # Not the connection string, which only superusers read, and not "enabled", which a restore turns off.
-            "FROM pg_subscription AS su JOIN pg_database AS sd ON sd.oid = su.subdbid AND sd.datname = current_database()",
+            "FROM pg_subscription AS su JOIN pg_database AS sd ON sd.oid = su.subdbid AND sd.datname ="
+            " current_database()",
             catalog="pg_subscription",
             objid="su.oid",
             kind="subscription",
             name="quote_ident(su.subname)",
-            definition=f"'publications ' || {_sorted('su.subpublications')} || coalesce(', slot ' || quote_ident(su.subslotname), '')",
+            definition=f"'publications ' || {_sorted('su.subpublications')} || coalesce(', slot ' ||"
+            " quote_ident(su.subslotname), '')",
             owner="su.subowner",
         ),
         _object(
@@ -998,10 +1069,12 @@ def _database_wide(version: int) -> list[str]:
             objid="am.oid",
             kind="access method",
             name="quote_ident(am.amname)",
-            definition="CASE am.amtype WHEN 't' THEN 'table ' ELSE 'index ' END || am.amhandler::oid::regprocedure::text",
+            definition="CASE am.amtype WHEN 't' THEN 'table ' ELSE 'index ' END ||"
+            " am.amhandler::oid::regprocedure::text",
         ),
         _object(
-            f"FROM pg_transform AS tf JOIN pg_language AS la ON la.oid = tf.trflang WHERE {_member('pg_transform', 'tf.oid')}",
+            "FROM pg_transform AS tf JOIN pg_language AS la ON la.oid = tf.trflang WHERE"
+            f" {_member('pg_transform', 'tf.oid')}",
             catalog="pg_transform",
             objid="tf.oid",
             kind="transform",
@@ -1014,7 +1087,8 @@ def _database_wide(version: int) -> list[str]:
             objid="fw.oid",
             kind="foreign data wrapper",
             name="quote_ident(fw.fdwname)",
-            definition=f"""concat_ws(', ', CASE WHEN fw.fdwhandler <> 0 THEN 'handler ' || fw.fdwhandler::regprocedure::text END,
+            definition=f"""concat_ws(', ', CASE WHEN fw.fdwhandler <> 0 THEN 'handler '
+                || fw.fdwhandler::regprocedure::text END,
             CASE WHEN fw.fdwvalidator <> 0 THEN 'validator ' || fw.fdwvalidator::regprocedure::text END,
             'options (' || {_masked("fw.fdwoptions")} || ')')""",
             owner="fw.fdwowner",
@@ -1028,7 +1102,8 @@ def _database_wide(version: int) -> list[str]:
             objid="fs.oid",
             kind="server",
             name="quote_ident(fs.srvname)",
-            definition=f"""concat_ws(', ', 'wrapper ' || quote_ident(fw.fdwname), 'type ' || fs.srvtype, 'version ' || fs.srvversion,
+            definition=f"""concat_ws(', ', 'wrapper ' || quote_ident(fw.fdwname), 'type ' || fs.srvtype, 'version '
+                || fs.srvversion,
             'options (' || {_masked("fs.srvoptions")} || ')')""",
             owner="fs.srvowner",
             acl="fs.srvacl",
@@ -1039,16 +1114,20 @@ def _database_wide(version: int) -> list[str]:
             catalog="pg_user_mapping",
             objid="um.umid",
             kind="user mapping",
-            name="'for ' || CASE WHEN um.umuser = 0 THEN 'PUBLIC' ELSE quote_ident(um.usename) END || ' server ' || quote_ident(um.srvname)",
+            name="'for ' || CASE WHEN um.umuser = 0 THEN 'PUBLIC' ELSE quote_ident(um.usename) END || ' server ' ||"
+            " quote_ident(um.srvname)",
             definition="'user mapping'",
         ),
         _object(
-            # Without a schema these are the whole truth; with one they are added to it. An empty ACL cannot be told from a missing one here.
-            "FROM pg_default_acl AS d LEFT JOIN ns ON ns.oid = d.defaclnamespace WHERE d.defaclnamespace = 0 OR ns.oid IS NOT NULL",
+            # Without a schema these are the whole truth; with one they are added to it. An empty ACL cannot be told
+            # from a missing one here.
+            "FROM pg_default_acl AS d LEFT JOIN ns ON ns.oid = d.defaclnamespace WHERE d.defaclnamespace = 0 OR ns.oid"
+            " IS NOT NULL",
             catalog="pg_default_acl",
             objid="d.oid",
             kind="default privileges",
-            name=f"'for ' || quote_ident(pg_get_userbyid(d.defaclrole)) || coalesce(' in ' || ns.name, '') || ' on ' || {privileges_for}",
+            name="'for ' || quote_ident(pg_get_userbyid(d.defaclrole)) || coalesce(' in ' || ns.name, '') || ' on '"
+            f" || {privileges_for}",
             definition=_grants("d.defaclacl").replace("e.grantor = owner", "e.grantor = d.defaclrole"),
         ),
         _object(
@@ -1063,14 +1142,17 @@ def _database_wide(version: int) -> list[str]:
             acltype="d",
         ),
         _object(
-            "FROM pg_db_role_setting AS ds JOIN pg_database AS db ON db.oid = ds.setdatabase AND db.datname = current_database(),"
+            "FROM pg_db_role_setting AS ds JOIN pg_database AS db ON db.oid = ds.setdatabase AND db.datname ="
+            " current_database(),"
             " LATERAL unnest(ds.setconfig) AS sc",
             catalog="pg_db_role_setting",
             objid="0::oid",
             kind="setting",
-            name="split_part(sc, '=', 1) || CASE WHEN ds.setrole = 0 THEN '' ELSE ' for ' || quote_ident(pg_get_userbyid(ds.setrole)) END",
+            name="split_part(sc, '=', 1) || CASE WHEN ds.setrole = 0 THEN '' ELSE ' for ' ||"
+            " quote_ident(pg_get_userbyid(ds.setrole)) END",
             # Applications keep keys in settings of their own names.
-            definition="CASE WHEN strpos(split_part(sc, '=', 1), '.') > 0 THEN '***' ELSE substr(sc, strpos(sc, '=') + 1) END",
+            definition="CASE WHEN strpos(split_part(sc, '=', 1), '.') > 0 THEN '***' ELSE substr(sc, strpos(sc, '=') +"
+            " 1) END",
         ),
     ]
 
@@ -1087,36 +1169,46 @@ def _statement(version: int, select: str, *, filtered: bool) -> str:
 
 def _build_statement(version: int, select: str, *, filtered: bool) -> str:
     objects = "\nUNION ALL ".join(
-        [*_relations(version), *_routines_and_types(version), *_operators_and_text_search(version), *_database_wide(version)]
+        [
+            *_relations(version),
+            *_routines_and_types(version),
+            *_operators_and_text_search(version),
+            *_database_wide(version),
+        ]
     )
     full = "kind || CASE WHEN name = '' THEN '' ELSE ' ' || name END"
     entries = f"""
         SELECT {full} AS identity, name,
-            CASE WHEN kind IN ('function', 'procedure') THEN definition ELSE {_canonical("definition")} END AS definition
+            CASE WHEN kind IN ('function', 'procedure') THEN definition
+                ELSE {_canonical("definition")} END AS definition
             FROM objects WHERE definition IS NOT NULL
-        UNION ALL SELECT 'owner of ' || {full}, name, quote_ident(pg_get_userbyid(owner)) FROM objects WHERE owner IS NOT NULL AND kind <> 'column'
+        UNION ALL SELECT 'owner of ' || {full}, name, quote_ident(pg_get_userbyid(owner)) FROM objects
+            WHERE owner IS NOT NULL AND kind <> 'column'
         UNION ALL SELECT 'grants on ' || {full}, name, granted FROM (SELECT kind, name, {_grants("acl")} AS granted,
             CASE WHEN kind = 'column' THEN 'none' ELSE {_grants("acldefault(acltype, owner)")} END AS usual
             FROM objects WHERE acl IS NOT NULL) AS granting WHERE granted <> usual
         UNION ALL SELECT 'comment on ' || {full}, name, description FROM objects
-            JOIN pg_description ON pg_description.classoid = classid AND pg_description.objoid = objid AND pg_description.objsubid = objects.objsubid
+            JOIN pg_description ON pg_description.classoid = classid AND pg_description.objoid = objid
+                AND pg_description.objsubid = objects.objsubid
         UNION ALL SELECT 'comment on ' || {full}, name, description FROM objects
-            JOIN pg_shdescription ON pg_shdescription.classoid = classid AND pg_shdescription.objoid = objid WHERE kind = 'this database'
+            JOIN pg_shdescription ON pg_shdescription.classoid = classid AND pg_shdescription.objoid = objid
+                WHERE kind = 'this database'
         UNION ALL SELECT 'security label ' || provider || ' on ' || {full}, name, label FROM objects
-            JOIN pg_seclabel ON pg_seclabel.classoid = classid AND pg_seclabel.objoid = objid AND pg_seclabel.objsubid = objects.objsubid
+            JOIN pg_seclabel ON pg_seclabel.classoid = classid AND pg_seclabel.objoid = objid
+                AND pg_seclabel.objsubid = objects.objsubid
     """
-    condition = (
-        "WHERE NOT (identity ~ %(ignore)s OR (name <> '' AND name ~ %(ignore)s))" if filtered else ""
-    )
+    condition = "WHERE NOT (identity ~ %(ignore)s OR (name <> '' AND name ~ %(ignore)s))" if filtered else ""
     return f"""WITH ns AS MATERIALIZED (
         SELECT oid, quote_ident(nspname) AS name FROM pg_namespace
         WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND nspname <> ALL (%(exclude_schemas)s::name[])
     ), derived AS MATERIALIZED (
         SELECT classid, objid FROM pg_depend
-        WHERE deptype = 'e' OR (deptype = 'i' AND classid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass,
+        WHERE deptype = 'e' OR (deptype = 'i' AND classid IN ('pg_catalog.pg_proc'::regclass,
+            'pg_catalog.pg_type'::regclass,
             'pg_catalog.pg_cast'::regclass))
     ), rel AS MATERIALIZED (
-        SELECT c.*, ns.name AS schema, ns.name || '.' || quote_ident(c.relname) AS name FROM pg_class AS c JOIN ns ON ns.oid = c.relnamespace
+        SELECT c.*, ns.name AS schema, ns.name || '.' || quote_ident(c.relname) AS name FROM pg_class AS c
+            JOIN ns ON ns.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S', 'c') AND c.relpersistence <> 't'
         AND {_member("pg_class", "c.oid")} AND (c.relkind <> 'c' OR {_member("pg_type", "c.reltype")})
     ), objects AS MATERIALIZED (

@@ -211,7 +211,7 @@ def connect(
     """
     require_driver()
     keywords: dict[str, t.Any] = dict(options.keywords)
-    startup = {"client_min_messages": "warning", **(settings or {})}
+    startup = {"client_min_messages": "warning", "standard_conforming_strings": "on", **(settings or {})}
     if options.session_role:
         # As a startup option the role is what RESET ROLE and DISCARD ALL come back to.
         startup["role"] = options.session_role

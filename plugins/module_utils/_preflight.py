@@ -6,8 +6,9 @@
 
 """Whether a migration may start: what must be so in the server, measured, before anything is written.
 
-:func:`collect` asks the server (read only, a few set-based queries), :func:`judge` compares with :class:`Wanted`; the second is pure.
-What the role cannot see is "not measured", never "pass": without ``pg_read_all_stats`` the statistics views show empty columns.
+:func:`collect` asks the server (read only, a few set-based queries), :func:`judge` compares with :class:`Wanted`; the
+    second is pure. What the role cannot see is "not measured", never "pass": without ``pg_read_all_stats`` the
+    statistics views show empty columns.
 """
 
 from __future__ import annotations
@@ -132,14 +133,24 @@ class Wanted:
 
         :raises PlanError: a duration, a size or a name is none
         """
-        durations = ("max_latency", "max_transaction_age", "max_idle_in_transaction", "max_lock_age", "max_replica_lag")
         free = params["database_free_space"]
         for name in (*params["tables"], *params["relations_exist"]):
             relation_name(name)
         return cls(
-            **{name: params[name] for name in ("schemas", "tables", "extensions", "relations_exist", "ledger_schema", "backup_dir")},
-            **{name: params[name] for name in ("min_free_connections", "max_pool_saturation", "backup_size_factor")},
-            **{name: parse_duration(params[name]) for name in durations},
+            schemas=params["schemas"],
+            tables=params["tables"],
+            extensions=params["extensions"],
+            relations_exist=params["relations_exist"],
+            ledger_schema=params["ledger_schema"],
+            min_free_connections=params["min_free_connections"],
+            max_pool_saturation=params["max_pool_saturation"],
+            backup_dir=params["backup_dir"],
+            backup_size_factor=params["backup_size_factor"],
+            max_latency=parse_duration(params["max_latency"]),
+            max_transaction_age=parse_duration(params["max_transaction_age"]),
+            max_idle_in_transaction=parse_duration(params["max_idle_in_transaction"]),
+            max_lock_age=parse_duration(params["max_lock_age"]),
+            max_replica_lag=parse_duration(params["max_replica_lag"]),
             max_replica_lag_size=parse_size(params["max_replica_lag_size"]),
             max_retained_wal=parse_size(params["max_retained_wal"]),
             database_free_space=None if free is None else parse_size(free),
@@ -148,7 +159,8 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One criterion's outcome. ``verdict`` as in :class:`Evidence`; ``summary`` is what was measured as words, ``required`` likewise."""
+    """One criterion's outcome. ``verdict`` as in :class:`Evidence`; ``summary`` is what was measured as words,
+    ``required`` likewise."""
 
     criterion: str
     verdict: str
@@ -170,7 +182,10 @@ class Finding:
     def line(self) -> str:
         """``long_transactions: measured ..., required .... What to do``."""
         name = self.criterion.rpartition(".")[2]
-        text = f"{name}: {'not measured, ' if self.verdict == 'not_measured' else ''}{redact(self.summary)}; required: {self.required}."
+        text = (
+            f"{name}: {'not measured, ' if self.verdict == 'not_measured' else ''}{redact(self.summary)}; required:"
+            f" {self.required}."
+        )
         return f"{text} {self.remedy}" if self.remedy else text
 
     def to_dict(self) -> dict[str, t.Any]:
@@ -191,11 +206,13 @@ class Report:
     findings: list[Finding]
     server: dict[str, t.Any]
 
-    def failures(self, required: t.Sequence[str] = (), optional: t.Sequence[str] = ()) -> tuple[list[Finding], list[Finding]]:
+    def failures(
+        self, required: t.Sequence[str] = (), optional: t.Sequence[str] = ()
+    ) -> tuple[list[Finding], list[Finding]]:
         """What stops the run, and what only deserves a warning.
 
-        A failing criterion stops it unless it is optional (by the caller or by :data:`ADVISORY`); one the caller requires stops it also when it
-        could not be measured.
+        A failing criterion stops it unless it is optional (by the caller or by :data:`ADVISORY`); one the caller
+        requires stops it also when it could not be measured.
 
         :raises PlanError: a criterion that does not exist
         """
@@ -232,7 +249,8 @@ def failed(stopping: t.Sequence[Finding]) -> VerificationFailed:
     """The error of a preflight that must not go on: one line that names each criterion."""
     word = "criterion is" if len(stopping) == 1 else "criteria are"
     return VerificationFailed(
-        f"preflight: {len(stopping)} {word} not met: " + " | ".join(finding.line() for finding in stopping), code="preflight"
+        f"preflight: {len(stopping)} {word} not met: " + " | ".join(finding.line() for finding in stopping),
+        code="preflight",
     )
 
 
@@ -243,7 +261,10 @@ def relation_name(text: str) -> tuple[str | None, str]:
     """
     match = _RELATION_NAME.fullmatch(text.strip())
     if not match:
-        raise PlanError(f"{text!r} is not the name of a relation", remedy='Write schema.name, or "Schema"."Name" to keep upper case.')
+        raise PlanError(
+            f"{text!r} is not the name of a relation",
+            remedy='Write schema.name, or "Schema"."Name" to keep upper case.',
+        )
     schema, name = match.groups()
     return (_unquoted(schema) if schema else None), _unquoted(name)
 
@@ -252,7 +273,7 @@ def _unquoted(part: str) -> str:
     return part[1:-1].replace('""', '"') if part.startswith('"') else part.lower()
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def preflight(options: ConnectionOptions, wanted: Wanted) -> Report:
@@ -277,7 +298,9 @@ def preflight(options: ConnectionOptions, wanted: Wanted) -> Report:
         if pooler is not None and pooler_finding(pooler).verdict == "fail":
             found = pooler_finding(pooler)
             raise ConnectionFailed(
-                f"{options.label} leads through a connection pooler: {found.summary}", remedy=found.remedy, code="pooler"
+                f"{options.label} leads through a connection pooler: {found.summary}",
+                remedy=found.remedy,
+                code="pooler",
             ) from None
         if connection.closed:
             raise ConnectionFailed(
@@ -305,8 +328,9 @@ def unreachable(exc: ConnectionFailed) -> Evidence:
 
 
 def pooler_facts(connection: Connection, settings: t.Mapping[str, str] | None = None) -> dict[str, t.Any]:
-    """What tells a pooler from a server: the process that answered the login and those that run statements, startup settings that got lost,
-    and whether a session's setting is still there in the next statement. Leaves the session as it was; autocommit only.
+    """What tells a pooler from a server: the process that answered the login and those that run statements, startup
+    settings that got lost, and whether a session's setting is still there in the next statement. Leaves the session as
+    it was; autocommit only.
 
     :param settings: startup settings of the connection, in the spelling ``current_setting`` returns
     """
@@ -339,7 +363,8 @@ def pooler_finding(facts: t.Mapping[str, t.Any]) -> Finding:
         reason or "direct connection",
         "a direct connection to one server process",
         "backend_pid of libpq, pg_backend_pid(), startup settings, set_config",
-        "Give the server's direct address instead of the pooler's; advisory locks and session settings do not survive a pooler.",
+        "Give the server's direct address instead of the pooler's; advisory locks and session settings do not survive"
+        " a pooler.",
     )
 
 
@@ -373,12 +398,16 @@ def collect(connection: Connection, wanted: Wanted, pooler: t.Mapping[str, t.Any
             facts["schemas"] = _rows(cursor, _SCHEMAS, {"names": list(wanted.schemas)})
             tables = [relation_name(name) for name in wanted.tables]
             facts["tables"] = _relations(cursor, tables, wanted.tables)
-            facts["relations"] = _relations(cursor, [relation_name(name) for name in wanted.relations_exist], wanted.relations_exist)
+            facts["relations"] = _relations(
+                cursor, [relation_name(name) for name in wanted.relations_exist], wanted.relations_exist
+            )
             if not tables and wanted.schemas:
                 facts["touched"] = _rows(cursor, _TABLES_OF_SCHEMAS, {"names": list(wanted.schemas)})
             else:
                 facts["touched"] = [row for row in facts["tables"] if row["oid"] is not None]
-            facts["extensions"] = _rows(cursor, _EXTENSIONS, {"names": list(wanted.extensions)}) if wanted.extensions else []
+            facts["extensions"] = (
+                _rows(cursor, _EXTENSIONS, {"names": list(wanted.extensions)}) if wanted.extensions else []
+            )
             facts["sessions"] = _rows(cursor, _SESSIONS)
             facts["prepared"] = _rows(cursor, _PREPARED)
             oids = {"oids": [row["oid"] for row in facts["touched"]]}
@@ -397,7 +426,9 @@ def collect(connection: Connection, wanted: Wanted, pooler: t.Mapping[str, t.Any
                 else {}
             )
             if facts["server"]["sees_control_checkpoint"]:
-                facts["identity"].update(_row(cursor, "SELECT timeline_id AS timeline FROM pg_catalog.pg_control_checkpoint()"))
+                facts["identity"].update(
+                    _row(cursor, "SELECT timeline_id AS timeline FROM pg_catalog.pg_control_checkpoint()")
+                )
         finally:
             if not connection.closed:
                 cursor.execute("ROLLBACK")
@@ -433,13 +464,19 @@ def _row(cursor: t.Any, query: str, parameters: t.Mapping[str, t.Any] | None = N
     return _rows(cursor, query, parameters)[0]
 
 
-def _relations(cursor: t.Any, names: t.Sequence[tuple[str | None, str]], texts: t.Sequence[str]) -> list[dict[str, t.Any]]:
+def _relations(
+    cursor: t.Any, names: t.Sequence[tuple[str | None, str]], texts: t.Sequence[str]
+) -> list[dict[str, t.Any]]:
     if not names:
         return []
     return _rows(
         cursor,
         _RELATIONS,
-        {"texts": list(texts), "schemas": [schema for schema, _name in names], "names": [name for _schema, name in names]},
+        {
+            "texts": list(texts),
+            "schemas": [schema for schema, _name in names],
+            "names": [name for _schema, name in names],
+        },
     )
 
 
@@ -457,16 +494,20 @@ def _room(path: str) -> dict[str, t.Any]:
 
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_num,
-    current_database()::text AS database, d.oid::bigint AS database_oid, current_user::text AS "user", session_user::text AS session_user,
+    current_database()::text AS database, d.oid::bigint AS database_oid, current_user::text AS "user",
+        session_user::text AS session_user,
     pg_encoding_to_char(d.encoding) AS encoding, pg_is_in_recovery() AS in_recovery,
     current_setting('default_transaction_read_only') AS default_read_only,
-    pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_statistics, pg_has_role(current_user, 'pg_monitor', 'USAGE') AS monitor,
+    pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_statistics, pg_has_role(current_user, 'pg_monitor',
+        'USAGE') AS monitor,
     (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
     (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS session_superuser,
     (SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user) AS role_limit,
-    (SELECT count(*) FROM pg_stat_get_activity(NULL) AS s WHERE s.usesysid = (SELECT oid FROM pg_roles WHERE rolname = session_user))
+    (SELECT count(*) FROM pg_stat_get_activity(NULL) AS s WHERE s.usesysid = (SELECT oid FROM pg_roles
+        WHERE rolname = session_user))
         AS role_used,
-    EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections' AND pg_has_role(session_user, oid, 'USAGE')) AS uses_reserved,
+    EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections' AND pg_has_role(session_user, oid,
+        'USAGE')) AS uses_reserved,
     d.datconnlimit AS database_limit, (SELECT numbackends FROM pg_stat_database WHERE datid = d.oid) AS database_used,
     (SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database) AS used,
     current_setting('max_connections')::int AS max_connections,
@@ -477,21 +518,28 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
     (SELECT pg_get_userbyid(n.nspowner)::text FROM pg_namespace AS n WHERE n.nspname = %(ledger)s) AS ledger_owner,
     (SELECT has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE') FROM pg_namespace AS n
         WHERE n.nspname = %(ledger)s) AS ledger_create,
-    (SELECT array_agg(c.relname::text ORDER BY c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    (SELECT array_agg(c.relname::text ORDER BY c.relname) FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = %(ledger)s AND c.relkind = 'r' AND has_schema_privilege(n.oid, 'USAGE')
-        AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')))
+        AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+            AND has_table_privilege(c.oid, 'UPDATE')))
         AS ledger_denied,
-    (SELECT count(*)::int FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %(ledger)s
+    (SELECT count(*)::int FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = %(ledger)s
         AND c.relkind = 'r') AS ledger_tables,
     pg_database_size(d.oid)::bigint AS database_size, age(d.datfrozenxid) AS database_age,
     current_setting('autovacuum_freeze_max_age')::bigint AS freeze_max_age,
-    current_setting('synchronous_commit') AS synchronous_commit, current_setting('synchronous_standby_names') AS synchronous_standby_names,
+    current_setting('synchronous_commit') AS synchronous_commit, current_setting('synchronous_standby_names') AS
+        synchronous_standby_names,
     current_setting('max_locks_per_transaction')::int * (current_setting('max_connections')::int
         + current_setting('max_prepared_transactions')::int) AS lock_slots,
-    (SELECT count(*)::int FROM pg_class WHERE relkind IN ('r', 'p', 'S', 'm', 'v', 'f') AND relnamespace <> 'pg_catalog'::regnamespace
+    (SELECT count(*)::int FROM pg_class WHERE relkind IN ('r', 'p', 'S', 'm', 'v', 'f')
+        AND relnamespace <> 'pg_catalog'::regnamespace
         AND relnamespace <> 'information_schema'::regnamespace AND relpersistence <> 't') AS lockable,
-    current_setting('log_statement') AS log_statement, current_setting('log_min_duration_statement') AS log_min_duration_statement,
-    current_setting('log_min_duration_sample') AS log_min_duration_sample, current_setting('pgaudit.log', true) AS pgaudit_log,
+    current_setting('log_statement') AS log_statement, current_setting('log_min_duration_statement') AS
+        log_min_duration_statement,
+    current_setting('log_min_duration_sample') AS log_min_duration_sample, current_setting('pgaudit.log',
+        true) AS pgaudit_log,
     current_setting('auto_explain.log_min_duration', true) AS auto_explain_log_min_duration,
     has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') AS sees_control_system,
     has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE') AS sees_control_checkpoint
@@ -499,7 +547,8 @@ FROM pg_database AS d WHERE d.datname = current_database()
 """
 
 _SCHEMAS = """
-SELECT w.name, n.oid IS NOT NULL AS found, has_schema_privilege(n.oid, 'CREATE') AS may_create, has_schema_privilege(n.oid, 'USAGE') AS may_use,
+SELECT w.name, n.oid IS NOT NULL AS found, has_schema_privilege(n.oid, 'CREATE') AS may_create,
+    has_schema_privilege(n.oid, 'USAGE') AS may_use,
     pg_get_userbyid(n.nspowner)::text AS owner
 FROM unnest(%(names)s::text[]) AS w (name) LEFT JOIN pg_namespace AS n ON n.nspname = w.name ORDER BY w.name
 """
@@ -517,11 +566,13 @@ LEFT JOIN LATERAL (
 
 _TABLES_OF_SCHEMAS = """
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, c.oid::bigint AS oid FROM pg_class AS c
-JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND n.nspname = ANY (%(names)s::text[]) ORDER BY 1
+JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND n.nspname = ANY (%(names)s::text[])
+    ORDER BY 1
 """
 
 _EXTENSIONS = """
-SELECT w.name, e.extversion AS installed, n.nspname::text AS schema, a.default_version AS available, v.superuser AS needs_superuser,
+SELECT w.name, e.extversion AS installed, n.nspname::text AS schema, a.default_version AS available,
+    v.superuser AS needs_superuser,
     v.trusted AS trusted
 FROM unnest(%(names)s::text[]) AS w (name) LEFT JOIN pg_extension AS e ON e.extname = w.name
 LEFT JOIN pg_namespace AS n ON n.oid = e.extnamespace LEFT JOIN pg_available_extensions AS a ON a.name = w.name
@@ -543,7 +594,8 @@ WHERE database = current_database() ORDER BY prepared
 """
 
 _LOCKS = """
-SELECT n.nspname || '.' || c.relname AS relation, l.mode, l.granted, l.pid, a.usename::text AS "user", a.application_name, a.state,
+SELECT n.nspname || '.' || c.relname AS relation, l.mode, l.granted, l.pid, a.usename::text AS "user",
+    a.application_name, a.state,
     a.backend_type, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age,
     a.backend_type = 'autovacuum worker' AND a.query LIKE '%%(to prevent wraparound)' AS wraparound,
     CASE WHEN l.granted THEN '{}'::int[] ELSE pg_blocking_pids(l.pid) END AS blocked_by
@@ -554,10 +606,12 @@ WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHER
 """
 
 _PUBLICATIONS = """
-SELECT p.pubname::text AS publication, quote_ident(p.schemaname) || '.' || quote_ident(p.tablename) AS "table", c.relreplident::text AS identity,
+SELECT p.pubname::text AS publication, quote_ident(p.schemaname) || '.' || quote_ident(p.tablename) AS "table",
+    c.relreplident::text AS identity,
     EXISTS (SELECT FROM pg_index AS x WHERE x.indrelid = c.oid AND x.indisprimary) AS has_key
 FROM pg_publication_tables AS p JOIN pg_namespace AS n ON n.nspname = p.schemaname
-JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY (%(oids)s::oid[]) ORDER BY 1, 2
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY (%(oids)s::oid[]) ORDER BY 1,
+    2
 """
 
 _SUBSCRIPTIONS = """
@@ -566,19 +620,23 @@ JOIN pg_subscription AS s ON s.oid = r.srsubid WHERE r.srrelid = ANY (%(oids)s::
 """
 
 _VACUUMS = """
-SELECT a.pid, v.relid::bigint AS relid, v.relid::regclass::text AS "table", a.query LIKE '%%(to prevent wraparound)' AS wraparound, v.phase
-FROM pg_stat_progress_vacuum AS v JOIN pg_stat_activity AS a ON a.pid = v.pid WHERE v.datname = current_database() ORDER BY a.pid
+SELECT a.pid, v.relid::bigint AS relid, v.relid::regclass::text AS "table",
+    a.query LIKE '%%(to prevent wraparound)' AS wraparound, v.phase
+FROM pg_stat_progress_vacuum AS v JOIN pg_stat_activity AS a ON a.pid = v.pid WHERE v.datname = current_database()
+    ORDER BY a.pid
 """
 
 _SLOTS = """
 SELECT slot_name::text AS slot, slot_type AS type, database = current_database() AS here, active, wal_status,
-    pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::bigint AS retained
+    pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
+        restart_lsn)::bigint AS retained
 FROM pg_replication_slots ORDER BY 1
 """
 
 _REPLICAS = """
 SELECT pid, application_name, state, sync_state, extract(epoch FROM replay_lag)::float8 AS lag_seconds,
-    pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, replay_lsn)::bigint AS lag_bytes
+    pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
+        replay_lsn)::bigint AS lag_bytes
 FROM pg_stat_replication ORDER BY pid
 """
 
@@ -591,12 +649,13 @@ WHERE (s.setdatabase = 0 OR s.setdatabase = (SELECT oid FROM pg_database WHERE d
 """
 
 _EVENT_TRIGGERS = """
-SELECT evtname::text AS name, evtevent::text AS event, evtfoid::regproc::text AS function FROM pg_event_trigger WHERE evtenabled IN ('O', 'A')
+SELECT evtname::text AS name, evtevent::text AS event, evtfoid::regproc::text AS function FROM pg_event_trigger
+    WHERE evtenabled IN ('O', 'A')
 ORDER BY 1
 """
 
 
-# --- judging -------------------------------------------------------------------------------------------------------------------------------
+# --- judging ----------------------------------------------------------------------------------------------------------
 
 _STATISTICS = "needs pg_read_all_stats (part of pg_monitor)"
 _GRANT_MONITOR = "GRANT pg_monitor TO {user};"
@@ -725,7 +784,8 @@ def _writable(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         f"default_transaction_read_only is {value}" + (f" (set for the {', '.join(where)})" if where else ""),
         "default_transaction_read_only off",
         "current_setting",
-        "ALTER ROLE ... or ALTER DATABASE ... RESET default_transaction_read_only; or ask whether the server is read-only for a reason.",
+        "ALTER ROLE ... or ALTER DATABASE ... RESET default_transaction_read_only; or ask whether the server is"
+        " read-only for a reason.",
     )
 
 
@@ -734,7 +794,9 @@ def _ledger(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     name, user = wanted.ledger_schema, _identifier(server["user"])
     if server["ledger"] is None:
         passed = server["may_create_schema"]
-        summary = f"schema {name} does not exist and the role " + ("may create it" if passed else "may not create schemas")
+        summary = f"schema {name} does not exist and the role " + (
+            "may create it" if passed else "may not create schemas"
+        )
         remedy = (
             f"GRANT CREATE ON DATABASE {_identifier(server['database'])} TO {user}; or have an administrator run"
             f" CREATE SCHEMA {_identifier(name)} AUTHORIZATION {user};"
@@ -748,7 +810,10 @@ def _ledger(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
             summary += f"; the role may not read and write {', '.join(denied)}"
         elif not passed:
             summary += "; the role lacks USAGE or CREATE on it"
-        remedy = f"Run as {server['ledger_owner']} (session_role), or ALTER SCHEMA {_identifier(name)} OWNER TO {user}; and its tables."
+        remedy = (
+            f"Run as {server['ledger_owner']} (session_role), or ALTER SCHEMA {_identifier(name)} OWNER TO"
+            f" {user}; and its tables."
+        )
     return Finding(
         "preflight.ledger",
         _verdict(bool(passed)),
@@ -776,8 +841,15 @@ def _create_on_schema(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     return Finding(
         "preflight.create_on_schema",
         "not_applicable" if not facts["schemas"] else _verdict(not bad),
-        {row["name"]: "missing" if not row["found"] else bool(row["may_create"] and row["may_use"]) for row in facts["schemas"]},
-        _listing(bad) if bad else f"CREATE on {len(facts['schemas'])} schemas" if facts["schemas"] else "no schemas named",
+        {
+            row["name"]: "missing" if not row["found"] else bool(row["may_create"] and row["may_use"])
+            for row in facts["schemas"]
+        },
+        _listing(bad)
+        if bad
+        else f"CREATE on {len(facts['schemas'])} schemas"
+        if facts["schemas"]
+        else "no schemas named",
         "CREATE and USAGE on every schema named, or the right to create it",
         "has_schema_privilege",
         " ".join(dict.fromkeys(grants)),
@@ -800,7 +872,11 @@ def _table_ownership(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "preflight.table_ownership",
         "not_applicable" if not facts["tables"] else _verdict(not bad),
         {row["name"]: row["owner"] for row in facts["tables"]},
-        _listing(bad) if bad else f"owner, or member of the owner, of {len(facts['tables'])} tables" if facts["tables"] else "no tables named",
+        _listing(bad)
+        if bad
+        else f"owner, or member of the owner, of {len(facts['tables'])} tables"
+        if facts["tables"]
+        else "no tables named",
         "the role owns every table to alter, or is a member of its owner",
         "pg_class.relowner, pg_has_role",
         " ".join(remedies),
@@ -813,7 +889,11 @@ def _relations_exist(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "preflight.relations_exist",
         "not_applicable" if not facts["relations"] else _verdict(not missing),
         {"missing": missing, "found": [row["name"] for row in facts["relations"] if row["oid"] is not None]},
-        f"missing: {', '.join(missing)}" if missing else f"{len(facts['relations'])} found" if facts["relations"] else "none named",
+        f"missing: {', '.join(missing)}"
+        if missing
+        else f"{len(facts['relations'])} found"
+        if facts["relations"]
+        else "none named",
         "every relation named exists",
         "pg_class",
         "Apply the migrations this one requires first, and check that this is the right database.",
@@ -833,7 +913,9 @@ def _extensions(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         if row["available"] is None:
             bad.append(f"{name} is not available on the server")
             remedies.append(f"Install the package that holds {name} (usually contrib) on the server.")
-        elif row["needs_superuser"] and not server["superuser"] and not (row["trusted"] and server["may_create_schema"]):
+        elif (
+            row["needs_superuser"] and not server["superuser"] and not (row["trusted"] and server["may_create_schema"])
+        ):
             bad.append(f"{name} is available but the role may not install it")
             remedies.append(f"Have an administrator run CREATE EXTENSION IF NOT EXISTS {_identifier(name)};")
         elif not row["needs_superuser"] and not server["may_create_schema"]:
@@ -886,10 +968,12 @@ def _connections(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
             "free": usable,
             "saturation_percent": round(saturation, 1),
         },
-        f"{usable} connections free for this role, {server['used']} of {server['max_connections']} used ({saturation:.0f}%)",
+        f"{usable} connections free for this role, {server['used']} of {server['max_connections']} used"
+        f" ({saturation:.0f}%)",
         f"at least {wanted.min_free_connections} free, at most {wanted.max_pool_saturation:g}% used",
         "pg_stat_database.numbackends, connection limits and reserved slots",
-        "End idle sessions, lower the applications' pool sizes, or raise max_connections (or the role's or database's CONNECTION LIMIT).",
+        "End idle sessions, lower the applications' pool sizes, or raise max_connections (or the role's or database's"
+        " CONNECTION LIMIT).",
     )
 
 
@@ -909,7 +993,8 @@ def _session_facts(row: t.Mapping[str, t.Any], age: float) -> dict[str, t.Any]:
 
 
 def _seen(facts: t.Mapping[str, t.Any], bad: bool) -> str:
-    """The verdict on what only shows with ``pg_read_all_stats``: what is seen and bad is bad, but what is not seen is not good."""
+    """The verdict on what only shows with ``pg_read_all_stats``: what is seen and bad is bad, but what is not seen is
+    not good."""
     return "fail" if bad else "pass" if facts["server"]["sees_statistics"] else "not_measured"
 
 
@@ -936,7 +1021,8 @@ def _idle_in_transaction(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Findin
     idle = [
         row
         for row in facts["sessions"]
-        if (row["state"] or "").startswith("idle in transaction") and (row["state_age"] or 0) > wanted.max_idle_in_transaction
+        if (row["state"] or "").startswith("idle in transaction")
+        and (row["state_age"] or 0) > wanted.max_idle_in_transaction
     ]
     verdict = _seen(facts, bool(idle))
     summary = f"none idle in transaction for more than {limit}" if verdict == "pass" else _STATISTICS
@@ -947,7 +1033,8 @@ def _idle_in_transaction(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Findin
         _listing([_session(row, row["state_age"]) for row in idle]) if idle else summary,
         f"no session idle in a transaction for more than {limit}",
         "pg_stat_activity",
-        "Have the applications commit, or end them: " + " ".join(f"SELECT pg_terminate_backend({row['pid']});" for row in idle[:3])
+        "Have the applications commit, or end them: "
+        + " ".join(f"SELECT pg_terminate_backend({row['pid']});" for row in idle[:3])
         if idle
         else _grant_monitor(facts),
     )
@@ -969,7 +1056,8 @@ def _prepared_transactions(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Find
         else f"{len(prepared)} prepared, none in the way",
         f"no prepared transaction older than {limit}, none with locks on the tables touched",
         "pg_prepared_xacts, pg_locks",
-        "Their transaction manager must finish them: COMMIT PREPARED or ROLLBACK PREPARED with the gid, as their owner.",
+        "Their transaction manager must finish them: COMMIT PREPARED or ROLLBACK PREPARED with the gid, as their"
+        " owner.",
     )
 
 
@@ -997,7 +1085,9 @@ def _blockers(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
             who += f" {row['application_name']!r}"
         since = f" for {human_duration(age)}" if age is not None else ""
         waits = f" behind {', '.join(f'pid {pid}' for pid in row['blocked_by'])}" if row["blocked_by"] else ""
-        texts.append(f"{who} {'holds' if row['granted'] else 'waits for'} {row['mode']} on {row['relation']}{since}{waits}")
+        texts.append(
+            f"{who} {'holds' if row['granted'] else 'waits for'} {row['mode']} on {row['relation']}{since}{waits}"
+        )
         bad.append(
             {
                 "pid": row["pid"],
@@ -1025,7 +1115,9 @@ def _blockers(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "no strong lock, no queue, and no lock held longer than "
         f"{human_duration(wanted.max_lock_age)} on the tables touched, by another session",
         "pg_locks, pg_blocking_pids, pg_stat_activity",
-        _grant_monitor(facts) if verdict == "not_measured" else "Wait for them, or end the session in the way (pg_terminate_backend).",
+        _grant_monitor(facts)
+        if verdict == "not_measured"
+        else "Wait for them, or end the session in the way (pg_terminate_backend).",
     )
 
 
@@ -1034,7 +1126,13 @@ def _wraparound(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     running = [row for row in facts["vacuums"] if row["wraparound"] and row["relid"] in touched]
     age, limit = facts["server"]["database_age"], 1_600_000_000
     hidden = any(row["wraparound"] is None for row in facts["vacuums"])
-    verdict = "fail" if running or age >= limit else "not_measured" if hidden or not facts["server"]["sees_statistics"] else "pass"
+    verdict = (
+        "fail"
+        if running or age >= limit
+        else "not_measured"
+        if hidden or not facts["server"]["sees_statistics"]
+        else "pass"
+    )
     texts = [f"pid {row['pid']} vacuums {row['table']} to prevent wraparound ({row['phase']})" for row in running]
     if age >= limit:
         texts.append(f"the database's oldest transaction id is {age:,} old")
@@ -1087,7 +1185,8 @@ def _subscriptions(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         else "no tables named",
         "no table touched is filled by a subscription",
         "pg_subscription_rel",
-        "Change this side in step with the publisher, or disable the subscription meanwhile; then list subscriptions in optional.",
+        "Change this side in step with the publisher, or disable the subscription meanwhile; then list subscriptions"
+        " in optional.",
     )
 
 
@@ -1095,35 +1194,51 @@ def _replication_slots(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     bad = [
         row
         for row in facts["slots"]
-        if row["wal_status"] in ("unreserved", "lost") or (not row["active"] and (row["retained"] or 0) > wanted.max_retained_wal)
+        if row["wal_status"] in ("unreserved", "lost")
+        or (not row["active"] and (row["retained"] or 0) > wanted.max_retained_wal)
     ]
     inactive = [row for row in facts["slots"] if not row["active"]]
     return Finding(
         "preflight.replication_slots",
         "not_applicable" if not facts["slots"] else _verdict(not bad),
         [{key: row[key] for key in ("slot", "type", "active", "wal_status", "retained")} for row in facts["slots"]],
-        _listing([f"slot {row['slot']} is {'active' if row['active'] else 'inactive'}, WAL {row['wal_status'] or 'not'} reserved,"
-                  f" {human_size(row['retained'] or 0)} kept" for row in bad])
+        _listing(
+            [
+                f"slot {row['slot']} is {'active' if row['active'] else 'inactive'}, WAL {row['wal_status'] or 'not'}"
+                " reserved,"
+                f" {human_size(row['retained'] or 0)} kept"
+                for row in bad
+            ]
+        )
         if bad
         else f"{len(facts['slots'])} slots, {len(inactive)} inactive",
         f"no inactive slot keeps more than {human_size(wanted.max_retained_wal)} of WAL, none has lost any",
         "pg_replication_slots",
-        "Start the slot's consumer, or drop the slot: SELECT pg_drop_replication_slot('...'); a migration's WAL would pile up behind it.",
+        "Start the slot's consumer, or drop the slot: SELECT pg_drop_replication_slot('...'); a migration's WAL would"
+        " pile up behind it.",
     )
 
 
 def _replica_lag(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     seen = facts["server"]["sees_statistics"]
-    # Who takes WAL without replaying it (pg_receivewal, pg_basebackup) is no replica; a role that may not look sees every column empty.
-    replicas = [row for row in facts["replicas"] if not seen or (row["state"] != "backup" and row["lag_bytes"] is not None)]
-    required = f"every replica within {human_duration(wanted.max_replica_lag)} and {human_size(wanted.max_replica_lag_size)}"
+    # Who takes WAL without replaying it (pg_receivewal, pg_basebackup) is no replica; a role that may not look sees
+    # every column empty.
+    replicas = [
+        row for row in facts["replicas"] if not seen or (row["state"] != "backup" and row["lag_bytes"] is not None)
+    ]
+    required = (
+        f"every replica within {human_duration(wanted.max_replica_lag)} and {human_size(wanted.max_replica_lag_size)}"
+    )
     if not replicas:
-        return Finding("preflight.replica_lag", "not_applicable", [], "no replica is connected", required, "pg_stat_replication")
+        return Finding(
+            "preflight.replica_lag", "not_applicable", [], "no replica is connected", required, "pg_stat_replication"
+        )
     measured = [
         {
             "application_name": row["application_name"],
             "state": row["state"],
-            # NULL for a replica that has had nothing to replay for a while, and for one that stands still: the bytes tell them apart.
+            # NULL for a replica that has had nothing to replay for a while, and for one that stands still: the bytes
+            # tell them apart.
             "lag_seconds": row["lag_seconds"] or 0.0,
             "lag_bytes": row["lag_bytes"],
         }
@@ -1141,7 +1256,8 @@ def _replica_lag(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         measured if verdict != "not_measured" else None,
         _listing(
             [
-                f"{row['application_name']} is {human_duration(row['lag_seconds'])} and {human_size(row['lag_bytes'] or 0)} behind"
+                f"{row['application_name']} is {human_duration(row['lag_seconds'])} and"
+                f" {human_size(row['lag_bytes'] or 0)} behind"
                 for row in late
             ]
         )
@@ -1151,7 +1267,9 @@ def _replica_lag(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         else _STATISTICS,
         required,
         "pg_stat_replication",
-        _grant_monitor(facts) if verdict == "not_measured" else "Wait until the replicas have caught up; look for long queries on them.",
+        _grant_monitor(facts)
+        if verdict == "not_measured"
+        else "Wait until the replicas have caught up; look for long queries on them.",
     )
 
 
@@ -1161,17 +1279,28 @@ def _synchronous_standby(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Findin
     required = "as many synchronous standbys connected as a commit waits for"
     if not names:
         return Finding(
-            "preflight.synchronous_standby", "not_applicable", {"wanted": 0}, "a commit waits for no standby", required, source
+            "preflight.synchronous_standby",
+            "not_applicable",
+            {"wanted": 0},
+            "a commit waits for no standby",
+            required,
+            source,
         )
     match = re.match(r"(?i)(?:(?:first|any)\s+)?(\d+)\s*\(", names)
     needed = int(match.group(1)) if match else 1
     hidden = not facts["server"]["sees_statistics"]
-    there = [row["application_name"] for row in facts["replicas"] if row["sync_state"] in ("sync", "quorum") and row["state"] == "streaming"]
+    there = [
+        row["application_name"]
+        for row in facts["replicas"]
+        if row["sync_state"] in ("sync", "quorum") and row["state"] == "streaming"
+    ]
     verdict = "pass" if len(there) >= needed else "not_measured" if hidden else "fail"
     return Finding(
         "preflight.synchronous_standby",
         verdict,
-        {"wanted": needed, "connected": len(there), "synchronous_commit": commit} if verdict != "not_measured" else None,
+        {"wanted": needed, "connected": len(there), "synchronous_commit": commit}
+        if verdict != "not_measured"
+        else None,
         f"{len(there)} of {needed} synchronous standbys connected" if verdict != "not_measured" else _STATISTICS,
         required,
         source,
@@ -1185,12 +1314,21 @@ def _disk_backup(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     size = facts["server"]["database_size"]
     needed = round(size * wanted.backup_size_factor)
     room = facts["backup_room"]
-    required = f"{human_size(needed)} free for the backup ({wanted.backup_size_factor:g} times the database's {human_size(size)})"
+    required = (
+        f"{human_size(needed)} free for the backup ({wanted.backup_size_factor:g} times the database's"
+        f" {human_size(size)})"
+    )
     if room is None:
         return Finding("preflight.disk_backup", "not_applicable", None, "no backup_dir named", required, "statvfs")
     if room["free"] is None:
         return Finding(
-            "preflight.disk_backup", "not_measured", None, f"{room['at']}: {room['error']}", required, "statvfs", "Check backup_dir."
+            "preflight.disk_backup",
+            "not_measured",
+            None,
+            f"{room['at']}: {room['error']}",
+            required,
+            "statvfs",
+            "Check backup_dir.",
         )
     enough = room["free"] >= needed
     return Finding(
@@ -1200,7 +1338,9 @@ def _disk_backup(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         f"{human_size(room['free'])} free at {room['at']}" + ("" if room["writable"] else ", not writable"),
         required,
         "statvfs, pg_database_size",
-        "Make room or choose another backup_dir." if not enough else "Make the directory writable for the user who runs Ansible.",
+        "Make room or choose another backup_dir."
+        if not enough
+        else "Make the directory writable for the user who runs Ansible.",
     )
 
 
@@ -1216,7 +1356,9 @@ def _disk_server(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "SQL cannot see the server's disk" if free is None else f"{human_size(free)} free, as told",
         required,
         "operator (database_free_space), pg_database_size",
-        "Give the figure in database_free_space (from df, the provider's console or its metrics)." if free is None else "Enlarge the server's disk.",
+        "Give the figure in database_free_space (from df, the provider's console or its metrics)."
+        if free is None
+        else "Enlarge the server's disk.",
     )
 
 
@@ -1235,15 +1377,22 @@ def _lock_table(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
 
 
 def _role_settings(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
-    rows = [row for row in facts["settings"] if row["name"] in _HINDERING and row["value"] not in ("0", "off", "origin", "none", "")]
+    rows = [
+        row
+        for row in facts["settings"]
+        if row["name"] in _HINDERING and row["value"] not in ("0", "off", "origin", "none", "")
+    ]
     return Finding(
         "preflight.role_settings",
         _verdict(not rows),
         {row["name"]: {"value": row["value"], "level": row["level"]} for row in rows},
-        _listing([f"{row['name']} = {row['value']} (set for the {row['level']})" for row in rows]) if rows else "none that matter",
+        _listing([f"{row['name']} = {row['value']} (set for the {row['level']})" for row in rows])
+        if rows
+        else "none that matter",
         "no time limits or modes set for the role or the database that would hinder a migration",
         "pg_db_role_setting",
-        "Surefoot's own sessions override the time limits; other tools under this role do not. ALTER ROLE ... RESET, or use a role of its own.",
+        "Surefoot's own sessions override the time limits; other tools under this role do not. ALTER ROLE ... RESET,"
+        " or use a role of its own.",
     )
 
 
@@ -1253,10 +1402,13 @@ def _event_triggers(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "preflight.event_triggers",
         _verdict(not rows),
         rows,
-        _listing([f"{row['name']} on {row['event']} runs {row['function']}" for row in rows]) if rows else "none enabled",
+        _listing([f"{row['name']} on {row['event']} runs {row['function']}" for row in rows])
+        if rows
+        else "none enabled",
         "no event trigger, or each of them known: they run on every DDL statement of the migration",
         "pg_event_trigger",
-        "Look at what they do to DDL, rehearse with them, or disable them for the run: ALTER EVENT TRIGGER ... DISABLE.",
+        "Look at what they do to DDL, rehearse with them, or disable them for the run: ALTER EVENT TRIGGER ..."
+        " DISABLE.",
     )
 
 
@@ -1280,6 +1432,6 @@ def _server_logging(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         _listing([f"{name} = {value}" for name, value in on.items()], 5) if on else "statements are not logged",
         "statement text does not go to the server log",
         "log_statement, log_min_duration_*, pgaudit.log, auto_explain",
-        "Keep secrets out of statement text: secret_variables and session_settings do; a literal in a file would be logged.",
+        "Keep secrets out of statement text: secret_variables and session_settings do; a literal in a file would be"
+        " logged.",
     )
-

@@ -20,6 +20,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._values import huma
 
 SUMMARY_FILE = "run.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_VERBS = {"migrate": "applied", "rollback": "rolled back", "baseline": "recorded as applied, not run"}
+_NOTHING = {"migrate": "nothing is pending", "rollback": "nothing to roll back", "baseline": "nothing to record"}
 
 Results = t.Mapping[str, t.Any]
 
@@ -101,7 +103,7 @@ def summarize(phases: Phases, *, name: str, action: str, finished: bool, check_m
     """What the run did, as an object for ``run.json``.
 
     :param name: the database as the inventory calls it
-    :param action: migrate | rollback
+    :param action: migrate | rollback | baseline
     :param finished: whether the last phase came to its end
     """
     backup = phases.backup.get("backup") or {}
@@ -135,11 +137,11 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
     :param rollback_hint: the command that takes back what was applied
     """
     name, done = summary["host"], summary["applied"] or summary["rolled_back"]
-    verb = "rolled back" if summary["action"] == "rollback" else "applied"
+    verb = _VERBS[summary["action"]]
     lines = {
         "failed": [f"{name}: FAILED in phase {summary['failed_phase']}; " + _extent(summary, verb)],
         "checked": [f"{name}: check mode, nothing was written. " + _would(summary)],
-        "nothing_to_do": [f"{name}: nothing to roll back." if summary["action"] == "rollback" else f"{name}: nothing is pending."],
+        "nothing_to_do": [f"{name}: {_NOTHING[summary['action']]}."],
         "succeeded": [f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}."],
     }[summary["outcome"]]
     for item in summary["migrations"]:
@@ -166,7 +168,7 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
 def _extent(summary: Results, verb: str) -> str:
     done = summary["applied"] or summary["rolled_back"]
     if not done:
-        return "no migration was " + verb + " by this run."
+        return f"no migration was {verb.partition(',')[0]} by this run."
     rest = f"; still pending: {', '.join(summary['pending'])}" if summary["pending"] else ""
     return f"{verb} before that, and recorded: {', '.join(done)}{rest}."
 
@@ -174,7 +176,7 @@ def _extent(summary: Results, verb: str) -> str:
 def _would(summary: Results) -> str:
     if not summary["pending"]:
         return "Nothing is to be done."
-    verb = "roll back" if summary["action"] == "rollback" else "apply"
+    verb = {"rollback": "roll back", "baseline": "record as applied"}.get(summary["action"], "apply")
     return f"A run would {verb}: {', '.join(summary['pending'])}."
 
 

@@ -50,7 +50,24 @@ def raw_digest(steps: t.Sequence[Step]) -> str:
 
     :raises EnvironmentProblem: a file cannot be read
     """
-    return _combine([hashlib.sha256(read_step(step)).hexdigest() for step in steps])
+    return _combine([step_digest(step) for step in steps])
+
+
+def step_digest(step: Step) -> str:
+    """SHA-256 of a step's bytes, read in pieces: files can be large.
+
+    :raises EnvironmentProblem: the file cannot be read
+    """
+    if isinstance(step, BackfillStep):
+        return hashlib.sha256(read_step(step)).hexdigest()
+    digest = hashlib.sha256()
+    try:
+        with open(step.path, "rb") as stream:
+            while piece := stream.read(1024 * 1024):
+                digest.update(piece)
+    except OSError as exc:
+        raise EnvironmentProblem(f"cannot read {step.path}: {exc.strerror}", remedy="Check the path and its rights.") from exc
+    return digest.hexdigest()
 
 
 def token_digest(steps: t.Sequence[Step]) -> str:

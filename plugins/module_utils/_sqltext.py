@@ -69,7 +69,7 @@ def _run_expression(strings: bytes, word_guard: bytes) -> t.Pattern[bytes]:
 
 _PLAIN_STRING = rb"|'[^']*'"
 # Without standard_conforming_strings only these prefixes keep backslashes literal.
-_BITS_STRING = rb"|(?:[bBxX]|[uU]&)'[^']*'"
+_BITS_STRING = rb"|[bBxX]'[^']*'|[uU]&'[^']*(?:''[^']*)*'"
 _NO_ESCAPE = rb"(?![eE]')"
 _NO_ROUTINE_WORD = rb"(?!(?:[bB][eE][gG][iI][nN]|[cC][aA][sS][eE]|[eE][nN][dD])(?![A-Za-z0-9_$\x80-\xff]))"
 # [standard_conforming_strings][statement may be a routine with a BEGIN ATOMIC body]
@@ -112,7 +112,7 @@ _BEGIN = re.compile(rb"(?i)begin")
 
 # The canonical tokens that the token hash is made of, in text without comments, dollar and escape strings.
 _DIGEST_TOKEN = re.compile(
-    rb"(?:[eEbBxXnN]|[uU]&)?'[^']*(?:''[^']*)*'"
+    rb"[bBxX]'[^']*'|(?:[eEnN]|[uU]&)?'[^']*(?:''[^']*)*'"
     rb'|(?:[uU]&)?"[^"]*(?:""[^"]*)*"'
     rb"|" + _WORD + rb"|0[xX][0-9A-Fa-f_]+|\.?[0-9](?:[eE][+-][0-9]|(?![eE]')[A-Za-z0-9_.\x80-\xff])*"
     rb"|\$[0-9]+|::|:="
@@ -128,7 +128,7 @@ _TEXT_TOKEN = re.compile(
     rf"""
     (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
     |(?P<block>/\*)
-    |(?P<string>(?:[bBxXnN]|[uU]&)?'[^']*(?:''[^']*)*')
+    |(?P<string>[bBxX]'[^']*'|(?:[nN]|[uU]&)?'[^']*(?:''[^']*)*')
     |(?P<escape>[eE]')
     |(?P<quoted>(?:[uU]&)?"[^"]*(?:""[^"]*)*")
     |(?P<dollar>\$(?:[A-Za-z_{_HI}][A-Za-z0-9_{_HI}]*)?\$)

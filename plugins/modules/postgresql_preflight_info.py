@@ -13,9 +13,11 @@ author:
   - Surefoot contributors (@surefoot)
 description:
   - Measures, in one task and one read-only transaction, what must be so before a migration starts. Nothing is written.
-  - Every criterion gets a verdict. V(pass) and V(fail) are measured; V(not_measured) means that the role could not see it, which is
+  - Every criterion gets a verdict. V(pass) and V(fail) are measured; V(not_measured) means that the role could not
+    see it, which is
     never taken for a pass; V(not_applicable) means that there is nothing to measure, for example no tables were named.
-  - The criteria are C(preflight.blockers), C(preflight.connection), C(preflight.connections), C(preflight.create_on_schema),
+  - The criteria are C(preflight.blockers), C(preflight.connection), C(preflight.connections),
+    C(preflight.create_on_schema),
     C(preflight.disk_backup), C(preflight.disk_server), C(preflight.event_triggers), C(preflight.extensions),
     C(preflight.idle_in_transaction), C(preflight.ledger), C(preflight.lock_table), C(preflight.long_transactions),
     C(preflight.pg_monitor), C(preflight.pooler), C(preflight.prepared_transactions), C(preflight.primary),
@@ -31,7 +33,8 @@ extends_documentation_fragment:
 options:
   schemas:
     description:
-      - Schemas in which the migration creates objects. The role needs C(USAGE) and C(CREATE) on each; one that does not exist needs
+      - Schemas in which the migration creates objects. The role needs C(USAGE) and C(CREATE) on each; one that does
+        not exist needs
         C(CREATE) on the database.
       - Without O(tables), all tables in them count as touched.
     type: list
@@ -39,7 +42,8 @@ options:
     default: []
   tables:
     description:
-      - Existing tables that the migration alters, as C(schema.name). The role must own them or be a member of the owner.
+      - Existing tables that the migration alters, as C(schema.name). The role must own them or be a member of the
+        owner.
       - Locks, vacuums, publications, and subscriptions are looked for on these.
     type: list
     elements: str
@@ -114,7 +118,8 @@ options:
     type: str
   required:
     description:
-      - Criteria that must be measured and met; V(not_measured) fails the task, too. The prefix C(preflight.) may be left out.
+      - Criteria that must be measured and met; V(not_measured) fails the task, too. The prefix C(preflight.) may be
+        left out.
       - Wins over O(optional).
     type: list
     elements: str
@@ -122,13 +127,15 @@ options:
   optional:
     description:
       - Criteria whose failing is only a warning. The prefix C(preflight.) may be left out.
-      - C(event_triggers), C(role_settings), C(server_logging), and C(tls) are optional unless they are named in O(required).
+      - C(event_triggers), C(role_settings), C(server_logging), and C(tls) are optional unless they are named in
+        O(required).
     type: list
     elements: str
     default: []
   fail_on_error:
     description:
-      - Fail the task when a criterion is not met, with one line that names each, what was measured, what is required, and what to do.
+      - Fail the task when a criterion is not met, with one line that names each, what was measured, what is required,
+        and what to do.
       - V(false) returns the findings in RV(failures) instead.
     type: bool
     default: true

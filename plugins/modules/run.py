@@ -51,7 +51,7 @@ options:
   action:
     description: What the run does.
     type: str
-    choices: [migrate, rollback]
+    choices: [migrate, rollback, baseline]
     default: migrate
   path:
     description: Migration set, as in M(surefoot.dbops.postgresql_migration#module). Read for the names of its secret variables.

@@ -496,8 +496,11 @@ def test_modes_do_not_depend_on_the_umask(filled, tmp_path):
     assert anchors == {result["backup"]["manifest_sha256"]}
 
 
-def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path):
+def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path, monkeypatch):
     password = pg_server.password
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     params = {
         "login_url": f"postgresql://postgres:{password}@127.0.0.1:{pg_server.port}/{slow_database.name}",
         "dest": str(tmp_path / "dest"),
@@ -506,7 +509,11 @@ def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path):
     }
     process = start_module(params)
     seen = set()
+    passfiles = set()
     while process.poll() is None:
+        for path in scratch.glob("surefoot-pass-*"):
+            with contextlib.suppress(FileNotFoundError):
+                passfiles.add(path.stat().st_mode & 0o777)
         family = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         parents = {int(pid): int(ppid) for pid, ppid in (line.split() for line in family.splitlines())}
         mine = {process.pid}
@@ -519,6 +526,7 @@ def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path):
                     assert password.encode() not in content, (pid, kind)
                     if content.split(b"\0")[0].endswith(b"/pg_dump"):
                         seen.add(pid)
+    assert passfiles == {0o600}
     assert len(seen) >= 2  # the leader and its worker were looked at
     output, errors = process.communicate()
     assert not json.loads(output).get("failed")
@@ -526,7 +534,7 @@ def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert password.encode() not in path.read_bytes(), path
-    assert glob.glob("/tmp/surefoot-pass-*") == []
+    assert [path.name for path in scratch.iterdir() if "surefoot" in path.name] == []
 
 
 def test_a_wrong_password_is_one_line_without_it(pg_server, filled, tmp_path):

@@ -45,13 +45,15 @@ CREATE COLLATION app.plain (provider = libc, locale = 'C');
 CREATE FUNCTION app.add_one(integer) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
 CREATE FUNCTION app.twice(x integer, y integer DEFAULT 2) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $body$ BEGIN RETURN x * y; END $body$;
-CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS $body$ BEGIN NEW.changed := now(); RETURN NEW; END $body$;
+CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS $body$ BEGIN NEW.changed := now(); RETURN NEW; END
+    $body$;
 CREATE FUNCTION app.standard_body(p text) RETURNS boolean LANGUAGE sql
     BEGIN ATOMIC SELECT p::varchar IN ('a', 'b'); END;
 CREATE PROCEDURE app.noop(IN x integer) LANGUAGE plpgsql AS $body$ BEGIN NULL; END $body$;
 CREATE AGGREGATE app.total(integer) (SFUNC = int4pl, STYPE = integer, INITCOND = '0');
 CREATE FUNCTION app.same(app.address, app.address) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT $1.zip = $2.zip';
-CREATE OPERATOR app.=== (FUNCTION = app.same, LEFTARG = app.address, RIGHTARG = app.address, COMMUTATOR = OPERATOR(app.===));
+CREATE OPERATOR app.=== (FUNCTION = app.same, LEFTARG = app.address, RIGHTARG = app.address,
+    COMMUTATOR = OPERATOR(app.===));
 CREATE FUNCTION app.mood_number(app.mood) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT length($1::text)';
 CREATE CAST (app.mood AS integer) WITH FUNCTION app.mood_number(app.mood);
 CREATE TEXT SEARCH DICTIONARY app.words (TEMPLATE = pg_catalog.simple, stopwords = english);
@@ -73,7 +75,8 @@ CREATE POLICY own ON app.users FOR SELECT TO {reader}, {owner} USING (state IN (
 CREATE TRIGGER touch BEFORE UPDATE ON app.users FOR EACH ROW EXECUTE FUNCTION app.touch();
 COMMENT ON TRIGGER touch ON app.users IS 'stamps';
 CREATE TABLE app.orders (id serial PRIMARY KEY, user_id bigint REFERENCES app.users DEFERRABLE INITIALLY DEFERRED,
-    at timestamptz NOT NULL, place app.address, price numeric(10, 2), span int4range, seen app.floatrange, UNIQUE (user_id, at),
+    at timestamptz NOT NULL, place app.address, price numeric(10, 2), span int4range, seen app.floatrange,
+        UNIQUE (user_id, at),
     CONSTRAINT apart EXCLUDE USING gist (span WITH &&)) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01);
 COMMENT ON CONSTRAINT apart ON app.orders IS 'no overlap';
 ALTER TABLE app.orders ADD CONSTRAINT positive CHECK (price > 0) NOT VALID;
@@ -83,13 +86,15 @@ CREATE RULE keep AS ON DELETE TO app.scratch DO INSTEAD NOTHING;
 CREATE TABLE app.typed OF app.address (zip WITH OPTIONS NOT NULL);
 CREATE TABLE app.base (a integer CHECK (a > 0));
 CREATE TABLE app.derived (b integer) INHERITS (app.base);
-CREATE TABLE app.events (id bigint NOT NULL, at timestamptz NOT NULL, user_id bigint REFERENCES app.users, kind varchar(5),
+CREATE TABLE app.events (id bigint NOT NULL, at timestamptz NOT NULL, user_id bigint REFERENCES app.users,
+    kind varchar(5),
     PRIMARY KEY (id, at), CHECK (kind IN ('a', 'b'))) PARTITION BY RANGE (at);
 CREATE TABLE app.events_2020 PARTITION OF app.events FOR VALUES FROM ('2020-01-01+00') TO ('2021-01-01+00');
 CREATE TABLE app.events_rest PARTITION OF app.events DEFAULT;
 CREATE INDEX events_user ON app.events (user_id);
 CREATE TRIGGER touch AFTER INSERT ON app.events FOR EACH ROW EXECUTE FUNCTION app.touch();
-CREATE VIEW app.new_users WITH (security_barrier) AS SELECT id, email, name FROM app.users WHERE state IN ('new', 'old');
+CREATE VIEW app.new_users WITH (security_barrier) AS SELECT id, email, name FROM app.users WHERE state IN ('new',
+    'old');
 COMMENT ON COLUMN app.new_users.email IS 'in the view';
 CREATE MATERIALIZED VIEW app.per_state AS SELECT state, count(*) AS number FROM app.users GROUP BY state;
 CREATE UNIQUE INDEX per_state_key ON app.per_state (state);
@@ -103,7 +108,8 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO {reader};
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 RESET ROLE;
 CREATE FUNCTION app.on_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $body$ BEGIN NULL; END $body$;
-CREATE EVENT TRIGGER watch_{owner} ON ddl_command_end WHEN TAG IN ('DROP TABLE', 'ALTER TABLE') EXECUTE FUNCTION app.on_ddl();
+CREATE EVENT TRIGGER watch_{owner} ON ddl_command_end WHEN TAG IN ('DROP TABLE',
+    'ALTER TABLE') EXECUTE FUNCTION app.on_ddl();
 CREATE PUBLICATION feed FOR TABLE app.users, app.orders WITH (publish = 'insert, update');
 CREATE FOREIGN DATA WRAPPER dummy;
 CREATE SERVER far FOREIGN DATA WRAPPER dummy OPTIONS (host 'db.example', password 'server-secret-1');
@@ -149,10 +155,18 @@ CHANGES: list[tuple[str, str, set[str]]] = [
     ("table comment", "COMMENT ON TABLE app.users IS 'else'", {"~comment on table app.users"}),
     ("table comment gone", "COMMENT ON TABLE app.users IS NULL", {"-comment on table app.users"}),
     ("column comment", "COMMENT ON COLUMN app.users.email IS 'else'", {"~comment on column app.users.email"}),
-    ("view column comment", "COMMENT ON COLUMN app.new_users.email IS 'else'", {"~comment on column app.new_users.email"}),
+    (
+        "view column comment",
+        "COMMENT ON COLUMN app.new_users.email IS 'else'",
+        {"~comment on column app.new_users.email"},
+    ),
     ("attribute comment", "COMMENT ON COLUMN app.address.zip IS 'else'", {"~comment on column app.address.zip"}),
     ("index comment", "COMMENT ON INDEX app.users_email IS 'else'", {"~comment on index app.users_email"}),
-    ("constraint comment", "COMMENT ON CONSTRAINT apart ON app.orders IS 'else'", {"~comment on constraint app.orders.apart"}),
+    (
+        "constraint comment",
+        "COMMENT ON CONSTRAINT apart ON app.orders IS 'else'",
+        {"~comment on constraint app.orders.apart"},
+    ),
     ("trigger comment", "COMMENT ON TRIGGER touch ON app.users IS NULL", {"-comment on trigger app.users.touch"}),
     ("function comment", "COMMENT ON FUNCTION app.add_one IS 'x'", {"+comment on function app.add_one(integer)"}),
     ("table owner", "ALTER TABLE app.scratch OWNER TO {reader}", {"~owner of table app.scratch"}),
@@ -162,7 +176,11 @@ CHANGES: list[tuple[str, str, set[str]]] = [
     ("grant option", "GRANT SELECT ON app.users TO {reader} WITH GRANT OPTION", {"~grants on table app.users"}),
     ("column grant", "GRANT UPDATE (email) ON app.users TO {reader}", {"+grants on column app.users.email"}),
     ("column revoke", "REVOKE UPDATE (name) ON app.users FROM {reader}", {"~grants on column app.users.name"}),
-    ("function grant", "GRANT EXECUTE ON FUNCTION app.twice TO {reader}", {"~grants on function app.twice(integer, integer)"}),
+    (
+        "function grant",
+        "GRANT EXECUTE ON FUNCTION app.twice TO {reader}",
+        {"~grants on function app.twice(integer, integer)"},
+    ),
     ("sequence revoke", "REVOKE ALL ON app.counter FROM {reader}", {"-grants on sequence app.counter"}),
     ("schema grant", "GRANT CREATE ON SCHEMA app TO {reader}", {"~grants on schema app"}),
     ("type grant", "GRANT USAGE ON TYPE app.mood TO {reader}", {"~grants on enum app.mood"}),
@@ -192,20 +210,31 @@ CHANGES: list[tuple[str, str, set[str]]] = [
         {"-column app.scratch.b", "+column app.scratch.c", "~column order app.scratch"},
     ),
     ("column type", "ALTER TABLE app.scratch ALTER a TYPE bigint", {"~column app.scratch.a"}),
-    ("column length", "ALTER TABLE app.events ALTER kind TYPE varchar(6)", {
-        "~column app.events.kind", "~column app.events_2020.kind", "~column app.events_rest.kind"}),
+    (
+        "column length",
+        "ALTER TABLE app.events ALTER kind TYPE varchar(6)",
+        {"~column app.events.kind", "~column app.events_2020.kind", "~column app.events_rest.kind"},
+    ),
     ("column default", "ALTER TABLE app.users ALTER mood SET DEFAULT 'sad'", {"~column app.users.mood"}),
     ("column default gone", "ALTER TABLE app.users ALTER mood DROP DEFAULT", {"~column app.users.mood"}),
     ("identity kind", "ALTER TABLE app.users ALTER id SET GENERATED BY DEFAULT", {"~column app.users.id"}),
     ("generated gone", "ALTER TABLE app.users ALTER upper_name DROP EXPRESSION", {"~column app.users.upper_name"}),
     ("not null", "ALTER TABLE app.scratch ALTER a SET NOT NULL", {"~column app.scratch.a"}),
-    ("collation", 'ALTER TABLE app.users ALTER "Odd.Name" TYPE text COLLATE app.plain', {'~column app.users."Odd.Name"'}),
+    (
+        "collation",
+        'ALTER TABLE app.users ALTER "Odd.Name" TYPE text COLLATE app.plain',
+        {'~column app.users."Odd.Name"'},
+    ),
     ("storage", "ALTER TABLE app.users ALTER name SET STORAGE MAIN", {"~column app.users.name"}),
     ("compression", "ALTER TABLE app.users ALTER name SET COMPRESSION pglz", {"~column app.users.name"}),
     ("statistics target", "ALTER TABLE app.users ALTER email SET STATISTICS 10", {"~column app.users.email"}),
     ("attribute options", "ALTER TABLE app.scratch ALTER a SET (n_distinct = 5)", {"~column app.scratch.a"}),
     ("check added", "ALTER TABLE app.scratch ADD CONSTRAINT c CHECK (a > 0)", {"+constraint app.scratch.c"}),
-    ("constraint validated", "ALTER TABLE app.orders VALIDATE CONSTRAINT positive", {"~constraint app.orders.positive"}),
+    (
+        "constraint validated",
+        "ALTER TABLE app.orders VALIDATE CONSTRAINT positive",
+        {"~constraint app.orders.positive"},
+    ),
     (
         "constraint deferrable",
         "ALTER TABLE app.orders ALTER CONSTRAINT orders_user_id_fkey NOT DEFERRABLE",
@@ -224,12 +253,19 @@ CHANGES: list[tuple[str, str, set[str]]] = [
     ("row security off", "ALTER TABLE app.users DISABLE ROW LEVEL SECURITY", {"~table app.users"}),
     ("row security forced", "ALTER TABLE app.users FORCE ROW LEVEL SECURITY", {"~table app.users"}),
     ("replica identity", "ALTER TABLE app.users REPLICA IDENTITY NOTHING", {"~table app.users"}),
-    ("replica identity index", "ALTER TABLE app.events REPLICA IDENTITY USING INDEX events_pkey", {"~table app.events"}),
+    (
+        "replica identity index",
+        "ALTER TABLE app.events REPLICA IDENTITY USING INDEX events_pkey",
+        {"~table app.events"},
+    ),
     ("storage parameter", "ALTER TABLE app.orders SET (fillfactor = 80)", {"~table app.orders"}),
     ("toast parameter", "ALTER TABLE app.users SET (toast.autovacuum_enabled = false)", {"~table app.users"}),
     ("persistence", "ALTER TABLE app.scratch SET LOGGED", {"~table app.scratch"}),
-    ("inheritance", "ALTER TABLE app.derived NO INHERIT app.base", {
-        "~table app.derived", "~column app.derived.a", "~constraint app.derived.base_a_check"}),
+    (
+        "inheritance",
+        "ALTER TABLE app.derived NO INHERIT app.base",
+        {"~table app.derived", "~column app.derived.a", "~constraint app.derived.base_a_check"},
+    ),
     ("policy expression", "ALTER POLICY own ON app.users USING (true)", {"~policy app.users.own"}),
     ("policy roles", "ALTER POLICY own ON app.users TO PUBLIC", {"~policy app.users.own"}),
     ("policy added", "CREATE POLICY p ON app.orders WITH CHECK (true)", {"+policy app.orders.p"}),
@@ -241,8 +277,11 @@ CHANGES: list[tuple[str, str, set[str]]] = [
         {"~trigger app.users.touch"},
     ),
     ("rule", "CREATE OR REPLACE RULE keep AS ON DELETE TO app.scratch DO ALSO NOTHING", {"~rule app.scratch.keep"}),
-    ("function body", "CREATE OR REPLACE FUNCTION app.add_one(integer) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 2'", {
-        "~function app.add_one(integer)"}),
+    (
+        "function body",
+        "CREATE OR REPLACE FUNCTION app.add_one(integer) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 2'",
+        {"~function app.add_one(integer)"},
+    ),
     ("function option", "ALTER FUNCTION app.twice SECURITY INVOKER", {"~function app.twice(integer, integer)"}),
     ("function setting", "ALTER FUNCTION app.twice RESET search_path", {"~function app.twice(integer, integer)"}),
     ("function cost", "ALTER FUNCTION app.add_one COST 7", {"~function app.add_one(integer)"}),
@@ -256,11 +295,17 @@ CHANGES: list[tuple[str, str, set[str]]] = [
         "CREATE OR REPLACE AGGREGATE app.total(integer) (SFUNC = int4pl, STYPE = integer, INITCOND = '1')",
         {"~aggregate app.total(integer)"},
     ),
-    ("operator", "ALTER OPERATOR app.===(app.address, app.address) SET (RESTRICT = eqsel)", {
-        "~operator app.===(app.address, app.address)"}),
+    (
+        "operator",
+        "ALTER OPERATOR app.===(app.address, app.address) SET (RESTRICT = eqsel)",
+        {"~operator app.===(app.address, app.address)"},
+    ),
     ("cast dropped", "DROP CAST (app.mood AS integer)", {"-cast (app.mood AS integer)"}),
-    ("view", "CREATE OR REPLACE VIEW app.new_users WITH (security_barrier) AS SELECT id, email, name FROM app.users", {
-        "~view app.new_users"}),
+    (
+        "view",
+        "CREATE OR REPLACE VIEW app.new_users WITH (security_barrier) AS SELECT id, email, name FROM app.users",
+        {"~view app.new_users"},
+    ),
     ("view option", "ALTER VIEW app.new_users RESET (security_barrier)", {"~view app.new_users"}),
     ("view column default", "ALTER VIEW app.new_users ALTER name SET DEFAULT 'x'", {"~view app.new_users"}),
     (
@@ -277,29 +322,60 @@ CHANGES: list[tuple[str, str, set[str]]] = [
     ("sequence ownership", "ALTER SEQUENCE app.orders_id_seq OWNED BY NONE", {"~sequence app.orders_id_seq"}),
     ("sequence cache", "ALTER TABLE app.users ALTER id SET CACHE 9", {"~sequence app.users_id_seq"}),
     ("enum label", "ALTER TYPE app.mood ADD VALUE 'fine' AFTER 'sad'", {"~enum app.mood"}),
-    ("composite attribute", "ALTER TYPE app.address RENAME ATTRIBUTE street TO road CASCADE", {
-        "~composite type app.address", "-column app.typed.street", "+column app.typed.road", "~column order app.typed"}),
+    (
+        "composite attribute",
+        "ALTER TYPE app.address RENAME ATTRIBUTE street TO road CASCADE",
+        {
+            "~composite type app.address",
+            "-column app.typed.street",
+            "+column app.typed.road",
+            "~column order app.typed",
+        },
+    ),
     ("domain default", "ALTER DOMAIN app.email SET DEFAULT 'a@b'", {"~domain app.email"}),
-    ("range type dropped", "ALTER TABLE app.orders ALTER seen TYPE text; DROP TYPE app.floatrange", {
-        "~column app.orders.seen", "-range type app.floatrange", "-owner of range type app.floatrange"}),
-    ("statistics target of an object", "ALTER STATISTICS app.orders_stats SET STATISTICS 7", {"~statistics app.orders_stats"}),
+    (
+        "range type dropped",
+        "ALTER TABLE app.orders ALTER seen TYPE text; DROP TYPE app.floatrange",
+        {"~column app.orders.seen", "-range type app.floatrange", "-owner of range type app.floatrange"},
+    ),
+    (
+        "statistics target of an object",
+        "ALTER STATISTICS app.orders_stats SET STATISTICS 7",
+        {"~statistics app.orders_stats"},
+    ),
     ("collation dropped", "DROP COLLATION app.plain", {"-collation app.plain", "-owner of collation app.plain"}),
     (
         "text search mapping",
         "ALTER TEXT SEARCH CONFIGURATION app.search DROP MAPPING FOR asciiword",
         {"~text search configuration app.search"},
     ),
-    ("text search option", "ALTER TEXT SEARCH DICTIONARY app.words (accept = false)", {"~text search dictionary app.words"}),
+    (
+        "text search option",
+        "ALTER TEXT SEARCH DICTIONARY app.words (accept = false)",
+        {"~text search dictionary app.words"},
+    ),
     ("extension dropped", "DROP EXTENSION pgcrypto", {"-extension pgcrypto", "-comment on extension pgcrypto"}),
     ("extension moved", "ALTER EXTENSION citext SET SCHEMA app", {"~extension citext"}),
     ("event trigger", "ALTER EVENT TRIGGER watch_{owner} DISABLE", {"~event trigger watch_{owner}"}),
     ("publication table", "ALTER PUBLICATION feed DROP TABLE app.orders", {"~publication feed"}),
     ("publication option", "ALTER PUBLICATION feed SET (publish = 'insert')", {"~publication feed"}),
     ("server option", "ALTER SERVER far OPTIONS (SET host 'other')", {"~server far"}),
-    ("foreign data wrapper", "ALTER FOREIGN DATA WRAPPER dummy OPTIONS (ADD debug 'on')", {"~foreign data wrapper dummy"}),
+    (
+        "foreign data wrapper",
+        "ALTER FOREIGN DATA WRAPPER dummy OPTIONS (ADD debug 'on')",
+        {"~foreign data wrapper dummy"},
+    ),
     ("user mapping", "DROP USER MAPPING FOR {reader} SERVER far", {"-user mapping for {reader} server far"}),
-    ("foreign table option", "ALTER FOREIGN TABLE app.remote OPTIONS (SET table_name 'x')", {"~foreign table app.remote"}),
-    ("foreign column option", "ALTER FOREIGN TABLE app.remote ALTER id OPTIONS (SET column_name 'x')", {"~column app.remote.id"}),
+    (
+        "foreign table option",
+        "ALTER FOREIGN TABLE app.remote OPTIONS (SET table_name 'x')",
+        {"~foreign table app.remote"},
+    ),
+    (
+        "foreign column option",
+        "ALTER FOREIGN TABLE app.remote ALTER id OPTIONS (SET column_name 'x')",
+        {"~column app.remote.id"},
+    ),
     ("database setting", "ALTER DATABASE {database} SET work_mem = '6MB'", {"~setting work_mem"}),
     (
         "setting of a role in the database",
@@ -328,7 +404,9 @@ CHANGES: list[tuple[str, str, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("statement", "expected"), [change[1:] for change in CHANGES], ids=[change[0] for change in CHANGES])
+@pytest.mark.parametrize(
+    ("statement", "expected"), [change[1:] for change in CHANGES], ids=[change[0] for change in CHANGES]
+)
 def test_one_change_changes_exactly_its_entries(populated: Populated, statement: str, expected: set[str]) -> None:
     names = {**populated.roles, "database": populated.database.name}
     with contextlib.closing(populated.database.connect()) as connection, connection.cursor() as cursor:
@@ -340,7 +418,11 @@ def test_one_change_changes_exactly_its_entries(populated: Populated, statement:
         assert cursor.fetchone() == ("app, public",)
         cursor.execute("ROLLBACK")
         found = diff(populated.before, after)
-        marked = {f"+{item}" for item in found.added} | {f"-{item}" for item in found.removed} | {f"~{item}" for item in found.changed}
+        marked = (
+            {f"+{item}" for item in found.added}
+            | {f"-{item}" for item in found.removed}
+            | {f"~{item}" for item in found.changed}
+        )
         assert marked == {item.format(**names) for item in expected}
         assert fingerprint(connection) == populated.before.digest
 
@@ -348,7 +430,8 @@ def test_one_change_changes_exactly_its_entries(populated: Populated, statement:
 def test_values_statistics_and_search_path_do_not_count(populated: Populated) -> None:
     with contextlib.closing(populated.database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "BEGIN; INSERT INTO app.scratch SELECT i, i FROM generate_series(1, 100) AS i; SELECT nextval('app.counter');"
+            "BEGIN; INSERT INTO app.scratch SELECT i, i FROM generate_series(1, 100) AS i; SELECT"
+            " nextval('app.counter');"
             " ANALYZE app.scratch; REFRESH MATERIALIZED VIEW app.per_state; CREATE TEMPORARY TABLE t (a integer);"
             " SET LOCAL search_path = app; SET LOCAL TimeZone = 'Asia/Tokyo'; SET LOCAL DateStyle = 'German';"
             " SET LOCAL IntervalStyle = 'sql_standard'; SET LOCAL quote_all_identifiers = on"
@@ -401,7 +484,9 @@ def test_definitions_of_an_object_are_readable(populated: Populated) -> None:
 def test_members_of_extensions_and_system_objects_are_left_out(populated: Populated) -> None:
     with_citext = [identity for identity in populated.before if "citext" in identity]
     assert with_citext == ["extension citext", "comment on extension citext"]
-    assert not [identity for identity in populated.before if "pg_toast" in identity or "pg_catalog" in identity.split(".")[0]]
+    assert not [
+        identity for identity in populated.before if "pg_toast" in identity or "pg_catalog" in identity.split(".")[0]
+    ]
 
 
 def test_no_secret_enters_a_definition(populated: Populated) -> None:
@@ -431,8 +516,10 @@ def test_server_and_client_compute_the_same_digest(populated: Populated) -> None
 
 def test_excluded_schema_is_left_out_with_everything_in_it(populated: Populated) -> None:
     with contextlib.closing(populated.database.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute("BEGIN; CREATE SCHEMA surefoot; CREATE TABLE surefoot.runs (id serial PRIMARY KEY);"
-                       " GRANT SELECT ON surefoot.runs TO PUBLIC; COMMENT ON TABLE surefoot.runs IS 'x'")
+        cursor.execute(
+            "BEGIN; CREATE SCHEMA surefoot; CREATE TABLE surefoot.runs (id serial PRIMARY KEY);"
+            " GRANT SELECT ON surefoot.runs TO PUBLIC; COMMENT ON TABLE surefoot.runs IS 'x'"
+        )
         assert fingerprint(connection) == populated.before.digest
         added = diff(populated.before, snapshot(connection, exclude_schemas=())).added
         assert "table surefoot.runs" in added
@@ -456,7 +543,8 @@ def test_restored_copy_has_the_same_digest(populated: Populated, tmp_path: t.Any
         with contextlib.closing(copy.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(f"REVOKE CONNECT ON DATABASE {copy.name} FROM PUBLIC")
         subprocess.run(
-            [os.path.join(server.bindir, "pg_restore"), *address, "--exit-on-error", "-d", copy.name, archive], check=True
+            [os.path.join(server.bindir, "pg_restore"), *address, "--exit-on-error", "-d", copy.name, archive],
+            check=True,
         )
         with contextlib.closing(copy.connect()) as connection:
             restored = snapshot(connection)
@@ -482,7 +570,10 @@ def test_invalid_index_is_shown_as_such(database: Database) -> None:
         cursor.execute("CREATE TABLE t (a integer); INSERT INTO t VALUES (1), (1)")
         with pytest.raises(psycopg2.errors.UniqueViolation):
             cursor.execute("CREATE UNIQUE INDEX CONCURRENTLY t_a ON t (a)")
-        assert snapshot(connection)["index public.t_a"] == "CREATE UNIQUE INDEX t_a ON public.t USING btree (a), INVALID, NOT READY"
+        assert (
+            snapshot(connection)["index public.t_a"]
+            == "CREATE UNIQUE INDEX t_a ON public.t USING btree (a), INVALID, NOT READY"
+        )
 
 
 def test_waiting_behind_a_lock_ends_with_the_callers_lock_timeout(database: Database) -> None:
@@ -510,7 +601,10 @@ def test_objects_dropped_meanwhile_do_not_disturb(database: Database) -> None:
     def churn() -> None:
         with contextlib.closing(database.connect()) as other, other.cursor() as cursor:
             while not stop.is_set():
-                cursor.execute("CREATE TABLE churn (a integer PRIMARY KEY CHECK (a > 0)); CREATE VIEW churned AS SELECT a FROM churn")
+                cursor.execute(
+                    "CREATE TABLE churn (a integer PRIMARY KEY CHECK (a > 0)); CREATE VIEW churned AS SELECT a FROM"
+                    " churn"
+                )
                 cursor.execute("DROP TABLE churn CASCADE")
 
     thread = threading.Thread(target=churn)

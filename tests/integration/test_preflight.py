@@ -94,7 +94,9 @@ def session(database: Database, *statements: str, **keywords: t.Any) -> t.Iterat
         yield connection
 
 
-WANTED = Wanted(schemas=["app"], tables=["app.users", "app.orders"], extensions=["pgcrypto"], relations_exist=["app.users"])
+WANTED = Wanted(
+    schemas=["app"], tables=["app.users", "app.orders"], extensions=["pgcrypto"], relations_exist=["app.users"]
+)
 
 
 def test_quiet_server_meets_every_criterion(app: Database) -> None:
@@ -110,7 +112,9 @@ def test_server_facts_identify_the_database(app: Database) -> None:
     server = report(app).server
     assert server["version_num"] == app.server.version
     assert server["database"] == app.name
-    assert server["database_oid"] == app.scalar("SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
+    assert server["database_oid"] == app.scalar(
+        "SELECT oid::bigint FROM pg_database WHERE datname = current_database()"
+    )
     assert server["system_identifier"] == app.scalar("SELECT system_identifier::text FROM pg_control_system()")
     assert server["timeline"] == 1
 
@@ -218,7 +222,9 @@ def test_role_without_pg_monitor_measures_nothing_it_cannot_see(role: str, app: 
 
 def test_role_without_rights_is_told_what_to_be_granted(role: str, app: Database) -> None:
     app.query(f"REVOKE CREATE ON DATABASE {app.name} FROM PUBLIC")
-    result = report(app, Wanted(schemas=["app", "missing"], tables=["app.users"], extensions=["pgcrypto"]), login_user=role)
+    result = report(
+        app, Wanted(schemas=["app", "missing"], tables=["app.users"], extensions=["pgcrypto"]), login_user=role
+    )
     found = {item.criterion.partition(".")[2]: item for item in result.findings}
     assert found["create_on_schema"].verdict == "fail"
     assert f"GRANT USAGE, CREATE ON SCHEMA app TO {role};" in found["create_on_schema"].remedy
@@ -232,7 +238,8 @@ def test_role_without_rights_is_told_what_to_be_granted(role: str, app: Database
 
 def test_role_with_rights_passes(role: str, app: Database) -> None:
     app.query(
-        f"GRANT CREATE ON DATABASE {app.name} TO {role}; GRANT ALL ON SCHEMA app TO {role}; ALTER TABLE app.users OWNER TO {role}"
+        f"GRANT CREATE ON DATABASE {app.name} TO {role}; GRANT ALL ON SCHEMA app TO {role}; ALTER TABLE app.users"
+        f" OWNER TO {role}"
     )
     result = report(app, Wanted(schemas=["app", "new"], tables=["app.users"], extensions=["pgcrypto"]), login_user=role)
     verdicts = {item.criterion.partition(".")[2]: item.verdict for item in result.findings}
@@ -270,7 +277,9 @@ def test_existing_ledger_must_be_writable(role: str, app: Database) -> None:
 
 
 def test_missing_relations_are_named(app: Database) -> None:
-    wanted = Wanted(relations_exist=["app.users", 'app."Odd Name"', "APP.ORDERS", "app.absent", "users"], tables=["app.absent"])
+    wanted = Wanted(
+        relations_exist=["app.users", 'app."Odd Name"', "APP.ORDERS", "app.absent", "users"], tables=["app.absent"]
+    )
     found = finding(app, "relations_exist", wanted)
     assert (found.verdict, found.measured["missing"]) == ("fail", ["app.absent", "users"])
     assert "app.absent does not exist" in finding(app, "table_ownership", wanted).summary
@@ -390,7 +399,12 @@ def test_room_for_the_backup(app: Database, tmp_path: t.Any) -> None:
 
 def test_login_by_tcp_without_tls_is_local(app: Database) -> None:
     found = finding(
-        app, "tls", login_unix_socket=None, login_host="127.0.0.1", login_password=app.server.password, ssl_mode="disable"
+        app,
+        "tls",
+        login_unix_socket=None,
+        login_host="127.0.0.1",
+        login_password=app.server.password,
+        ssl_mode="disable",
     )
     assert (found.verdict, found.measured["local"], found.details["ssl_mode"]) == ("not_applicable", True, "disable")
 
@@ -471,7 +485,8 @@ def test_pgbouncer_is_found(app: Database, mode: str) -> None:
     with open(configuration, "w", encoding="utf-8") as stream:
         stream.write(
             f"[databases]\n* = host={app.server.host} port={app.server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-            f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {home}/users\npool_mode = {mode}\n"
+            f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {home}/users\npool_mode ="
+            f" {mode}\n"
             "ignore_startup_parameters = options\n"
         )
     with open(os.path.join(home, "users"), "w", encoding="utf-8") as stream:
@@ -479,8 +494,10 @@ def test_pgbouncer_is_found(app: Database, mode: str) -> None:
     os.chmod(home, 0o755)
     owner = os.stat(app.server.data_dir).st_uid
     process = subprocess.Popen(
-        [t.cast(str, shutil.which("pgbouncer")), configuration], user=owner if os.geteuid() == 0 else None,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [t.cast(str, shutil.which("pgbouncer")), configuration],
+        user=owner if os.geteuid() == 0 else None,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         through = {"login_unix_socket": None, "login_host": "127.0.0.1", "login_port": port, "ssl_mode": "disable"}
@@ -495,7 +512,9 @@ def test_pgbouncer_is_found(app: Database, mode: str) -> None:
             # It refuses transactions, so that nothing else can be measured.
             results, _warnings = perform(app, **through)
             assert (results["failed"], results["error"]["code"]) == (True, "pooler")
-            assert [(item["criterion"], item["verdict"]) for item in results["evidence"]] == [("preflight.pooler", "fail")]
+            assert [(item["criterion"], item["verdict"]) for item in results["evidence"]] == [
+                ("preflight.pooler", "fail")
+            ]
         else:
             assert finding(app, "pooler", **through).verdict == "fail"
     finally:
@@ -528,7 +547,11 @@ def standby(pg_server: PgServer) -> t.Iterator[tuple[PgServer, t.Callable[..., N
         )
 
     try:
-        run("pg_basebackup", "-d", pg_server.dsn() + " application_name=copy", "-D", data, "-R", "-X", "stream", "-c", "fast")
+        run("pg_basebackup", "-d", pg_server.dsn(), "-D", data, "-R", "-X", "stream", "-c", "fast")
+        with open(os.path.join(data, "postgresql.auto.conf"), "a", encoding="utf-8") as stream:
+            # What -R wrote may hold keywords of a newer libpq than the one the server program finds.
+            conninfo = f"host={pg_server.host} port={pg_server.port} user={pg_server.superuser} application_name=copy"
+            stream.write(f"primary_conninfo = '{conninfo}'\n")
         settings = f"-p {port} -k {home} -c listen_addresses= -c fsync=off"
         for name in ("max_connections", "max_prepared_transactions", "max_wal_senders"):
             settings += f" -c {name}={TEST_SETTINGS[name]}"
@@ -628,5 +651,3 @@ def test_dropped_connection_is_a_clear_error(app: Database, monkeypatch: pytest.
     assert results["failed"]
     assert "the connection broke while measuring" in results["msg"]
     assert results["error"]["code"] == "connection"
-
-

@@ -21,10 +21,11 @@ import typing as t
 import yaml
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
+from ansible_collections.surefoot.dbops.plugins.module_utils._context import RunOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import DEFAULT_SCHEMA, Actor, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
-from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner, RunOptions
+from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner
 from ansible_collections.surefoot.dbops.tests.support.pgserver import Database
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -192,8 +193,6 @@ def environment(**more: str) -> dict[str, str]:
 _START = """
 import json, sys
 from ansible.module_utils import basic
-if len(sys.argv) > 2:
-    sys.argv[1:] = sys.argv[1:3]
 basic._ANSIBLE_ARGS = open(sys.argv[1], "rb").read()
 basic._ANSIBLE_PROFILE = "legacy"
 import runpy

@@ -231,6 +231,7 @@ def test_what_cannot_be_run_is_refused_where_it_begins(sql: str | bytes, place: 
 
 def test_a_statement_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sqltext, "MAX_STATEMENT_SIZE", 10_000)
+    monkeypatch.setattr(_sqltext, "_FAST_SIZE", 5_000)
     rows = ", ".join(["(1, 'x')"] * 2000)
     for chunk in (100, 1 << 20):
         found = everything(f"select 1;\ninsert into t values {rows};".encode(), chunk_size=chunk)

@@ -1,0 +1,249 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks as a user types them: the collection built and installed, a project directory, a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import typing as t
+import urllib.parse
+import uuid
+
+import pytest
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
+from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner, RunOptions
+from ansible_collections.surefoot.dbops.tests.support.pgserver import Database, PgServer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(sys.executable).parent
+PLATFORM = ROOT / "playbooks" / "migrations" / "lancio_platform"
+MIGRATIONS_006 = (
+    "006_add_platform_databases_table",
+    "006_enable_rls_with_permissive_policies",
+    "006_register_railway_databases",
+)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a command printed, and how it ended."""
+
+    returncode: int
+    output: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The error lines, whole."""
+        return [line for line in self.output.splitlines() if re.match(r"\[ERROR\]|ERROR!", line)]
+
+    @property
+    def changed(self) -> int:
+        """Sum of ``changed=`` over the recap."""
+        return sum(int(number) for number in re.findall(r"changed=(\d+)", self.output.partition("PLAY RECAP")[2]))
+
+    def summary(self) -> str:
+        """What the run said about itself, unfolded."""
+        text = self.output.rpartition(": Sum up]")[2].partition("PLAY RECAP")[0]
+        return " ".join(text.split())
+
+
+@dataclasses.dataclass
+class Workplace:
+    """A directory, and the environment of the shell that stands in it."""
+
+    directory: pathlib.Path
+    environment: dict[str, str]
+
+    def run(self, *words: str, env: t.Mapping[str, str | None] | None = None) -> Outcome:
+        """A command as typed here. A variable of ``env`` that is None is unset."""
+        environment = {**self.environment, "PWD": str(self.directory)}
+        for name, value in (env or {}).items():
+            environment.pop(name, None)
+            if value is not None:
+                environment[name] = value
+        done = subprocess.run(
+            [str(BIN / words[0]), *words[1:]],
+            cwd=self.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout)
+
+    def playbook(self, *words: str, env: t.Mapping[str, str | None] | None = None) -> Outcome:
+        """``ansible-playbook`` as typed here."""
+        return self.run("ansible-playbook", *words, env=env)
+
+    def run_directories(self) -> list[pathlib.Path]:
+        """Run directories, oldest first."""
+        base = self.directory / "surefoot-runs"
+        return sorted(path for path in base.glob("2*") if path.is_dir())
+
+
+def _environment(collections: pathlib.Path, home: pathlib.Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not re.match(r"ANSIBLE|PG|SUREFOOT|RAILWAY|DATABASE", name)}
+    return {
+        **kept,
+        "ANSIBLE_COLLECTIONS_PATH": str(collections),
+        "ANSIBLE_HOME": str(home),
+        "ANSIBLE_NOCOLOR": "1",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+@pytest.fixture(scope="session")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The collection, built and installed as from a release."""
+    place = tmp_path_factory.mktemp("collections")
+    environment = _environment(place, place / "home")
+    for words in (
+        ("collection", "build", "--output-path", str(place), str(ROOT)),
+        ("collection", "install", "--offline", "-p", str(place), "ARCHIVE"),
+    ):
+        archive = next((str(path) for path in place.glob("surefoot-dbops-*.tar.gz")), "")
+        words = tuple(archive if word == "ARCHIVE" else word for word in words)
+        done = subprocess.run(
+            [str(BIN / "ansible-galaxy"), *words],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+@pytest.fixture
+def workplace(collections: pathlib.Path, tmp_path: pathlib.Path) -> Workplace:
+    """An empty directory on a machine with the collection installed."""
+    directory = tmp_path / "work place"
+    directory.mkdir()
+    return Workplace(directory, _environment(collections, tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def _template(collections: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("project")
+    place = Workplace(directory, _environment(collections, directory / "home"))
+    outcome = place.playbook("surefoot.dbops.init", "-e", "dest=.")
+    assert outcome.returncode == 0, outcome.output
+    return directory
+
+
+@pytest.fixture
+def project(workplace: Workplace, _template: pathlib.Path) -> Workplace:
+    """A project directory as the playbook init lays it out."""
+    shutil.copytree(_template, workplace.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("home"))
+    return workplace
+
+
+@dataclasses.dataclass
+class Secrets:
+    """The secrets of one test; none may be found anywhere afterwards."""
+
+    login: str
+    key: str
+    mongodb: str
+    redis: str
+
+    def found_in(self, text: str) -> list[str]:
+        """Names of the secrets that stand in the text."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) in text]
+
+
+@dataclasses.dataclass
+class Platform:
+    """A database at migration 005, reached with a password by TCP, and the secrets of its environment."""
+
+    database: Database
+    user: str
+    secrets: Secrets
+
+    @property
+    def url(self) -> str:
+        return self.url_with()
+
+    def url_with(self, *, password: str | None = None, name: str | None = None, host: str = "127.0.0.1", port: int = 0) -> str:
+        """The URL with something else in it."""
+        password = urllib.parse.quote(password or self.secrets.login, safe="")
+        return (
+            f"postgresql://{self.user}:{password}@{host}:{port or self.database.server.port}"
+            f"/{name or self.database.name}?sslmode=disable"
+        )
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        """What an operator exports before typing the command."""
+        return {
+            "DATABASE_URL": self.url,
+            "DATABASE_ENCRYPTION_KEY": self.secrets.key,
+            "RAILWAY_MONGODB_URL": f"mongodb://app:{self.secrets.mongodb}@mongodb.railway.internal:27017/lancio",
+            "RAILWAY_REDIS_URL": f"redis://default:{self.secrets.redis}@redis.railway.internal:6379",
+        }
+
+    def applied(self) -> list[str]:
+        """What of 006 the ledger says is applied."""
+        rows = self.database.query("SELECT migration_id FROM surefoot.applied WHERE migration_id LIKE '006%' ORDER BY applied_at")
+        return [row[0] for row in rows]
+
+    def ledger_text(self) -> str:
+        """Every row of every table of the ledger, as text."""
+        tables = self.database.query("SELECT tablename FROM pg_tables WHERE schemaname = 'surefoot'")
+        return "\n".join(str(self.database.query(f"SELECT t::text FROM surefoot.{name} AS t")) for (name,) in tables)
+
+
+@pytest.fixture(scope="session")
+def _migrator(pg_server: PgServer) -> tuple[str, str]:
+    """A role as for production: owner of its database, no superuser. And its password."""
+    name, password = "migrator", "pw-" + secrets.token_hex(12)
+    with contextlib.closing(pg_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {name} LOGIN")
+        # Not as statement text: the tests search the server's log and statistics for it.
+        cursor.execute("SET log_statement = 'none'; SET pg_stat_statements.track = 'none'")
+        cursor.execute(f"ALTER ROLE {name} PASSWORD %s", (password,))
+        cursor.execute(f"GRANT pg_monitor TO {name}")
+    return name, password
+
+
+@pytest.fixture(scope="session")
+def _at_005(pg_server: PgServer, _migrator: tuple[str, str]) -> str:
+    """Name of a template database at migration 005."""
+    name = f"at_005_{uuid.uuid4().hex[:8]}"
+    with contextlib.closing(pg_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} OWNER {_migrator[0]}")
+    target = ConnectionOptions.from_params({**pg_server.params(name), "login_user": _migrator[0]})
+    options = RunOptions(
+        state="applied", run_id="setup", actor=Actor.current(), ledger_schema="surefoot", to="005_create_audit_logs"
+    )
+    results = Runner(load_plan(str(PLATFORM)), target, options).run()
+    assert len(results["applied"]) == 5
+    return name
+
+
+@pytest.fixture
+def platform(pg_server: PgServer, _migrator: tuple[str, str], _at_005: str) -> t.Iterator[Platform]:
+    """The platform at migration 005."""
+    name = f"platform_{uuid.uuid4().hex[:8]}"
+    with contextlib.closing(pg_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} OWNER {_migrator[0]} TEMPLATE {_at_005}")
+    random = [f"{kind}-{secrets.token_hex(12)}" for kind in ("key", "mongo", "redis")]
+    yield Platform(Database(name, pg_server), _migrator[0], Secrets(_migrator[1], *random))
+    with contextlib.closing(pg_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
