@@ -103,7 +103,7 @@ e2e: dev
 	@python -m pytest tests/e2e -q -n $(JOBS)
 
 molecule: dev
-	@molecule test --all
+	@molecule --base-config .config/molecule/config.yml test --all
 
 sanity: dev
 	@scripts/sanity

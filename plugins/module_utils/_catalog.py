@@ -101,9 +101,9 @@ _IDENTITY = re.compile(
     + r")(?: (.*))?",
     re.DOTALL,
 )
-# An object dropped by somebody else between the scan and its pg_get_*def: "cache lookup failed", undefined table,
-# undefined object.
-_VANISHED = ("XX000", "42P01", "42704", "42883", "55000")
+# What ends by trying again: an object dropped by somebody else between the scan and its pg_get_*def ("cache lookup
+# failed", undefined table or object), and a lock that was not free.
+_AGAIN = ("XX000", "42P01", "42704", "42883", "55000", "55P03", "40P01")
 _ATTEMPTS = 10
 
 
@@ -151,7 +151,7 @@ class Catalog(t.Mapping[str, str]):
         )
 
     def pack(self) -> bytes:
-        """The hashes as compressed JSON, for the ledger (about 15 bytes an entry)."""
+        """The hashes as compressed JSON, for the ledger (6 to 10 bytes an entry)."""
         return zlib.compress(json.dumps(self.hashes, sort_keys=True, separators=(",", ":")).encode(), 6)
 
     @classmethod
@@ -250,7 +250,8 @@ def snapshot(
 
     :param ignore: patterns of :meth:`Catalog.filter`
     :param exclude_schemas: schemas left out with everything in them
-    :raises SqlError: the server refused, for instance because ``lock_timeout`` ran out on a view's table
+    :raises SqlError: the server refused, for instance because a view's table stayed locked for ten times half a second,
+        or ten times the session's ``lock_timeout`` when that is shorter
     """
     select = "SELECT identity, definition FROM entries"
     rows = _query(connection, select, ignore=ignore, exclude_schemas=exclude_schemas)
@@ -326,6 +327,13 @@ _PINNED = "; ".join(
         ("enable_nestloop", "off"),
     )
 )
+# Some pg_get_*def functions lock what they describe (ACCESS SHARE), one relation after the other, and can so come to a
+# deadlock with DDL. Giving way before deadlock_timeout (1 s) keeps the other side from being the victim.
+_PINNED += (
+    "; SELECT pg_catalog.set_config('lock_timeout', CASE WHEN wanted > 0 AND wanted < 0.5 THEN current ELSE '500ms' END,"
+    " true) FROM (SELECT current, extract(epoch FROM current::interval) AS wanted"
+    " FROM pg_catalog.current_setting('lock_timeout') AS current) AS lock_timeout"
+)
 
 
 def _query(
@@ -347,7 +355,7 @@ def _query(
                 cursor.execute(statement, parameters)
                 return list(cursor.fetchall())
         except psycopg2.Error as exc:
-            if exc.pgcode not in _VANISHED or attempt == _ATTEMPTS or connection.closed:
+            if exc.pgcode not in _AGAIN or attempt == _ATTEMPTS or connection.closed:
                 error = sql_error(exc)
                 error.message = f"cannot read the catalog: {error.message}"
                 raise error from None

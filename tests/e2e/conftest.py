@@ -219,6 +219,8 @@ def _migrator(pg_server: PgServer) -> tuple[str, str]:
         cursor.execute("SET log_statement = 'none'; SET pg_stat_statements.track = 'none'")
         cursor.execute(f"ALTER ROLE {name} PASSWORD %s", (password,))
         cursor.execute(f"GRANT pg_monitor TO {name}")
+        cursor.execute("CREATE ROLE visitor LOGIN")
+        cursor.execute("ALTER ROLE visitor PASSWORD %s", (password,))
     return name, password
 
 

@@ -32,11 +32,11 @@ def _set_policy(project: Workplace, text: str) -> None:
 MISTAKES = {
     "misspelt inventory": Mistake(("prdo",), inventory="prdo"),
     "empty group": Mistake(
-        ("no host in the group databases", "prod"),
+        ("No host in the group databases", "prod"),
         damage=lambda project: (project.directory / "prod" / "hosts.yml").write_text("---\ndatabases:\n  hosts: {}\n"),
     ),
     "other group": Mistake(
-        ("no host in the group databases", "prod"),
+        ("No host in the group databases", "prod"),
         damage=lambda project: (project.directory / "prod" / "hosts.yml").write_text("---\ndbs:\n  hosts:\n    platform:\n"),
     ),
     "no URL": Mistake(("surefoot_database_url is empty", "DATABASE_URL"), env=lambda platform: {"DATABASE_URL": None}),
@@ -104,7 +104,7 @@ MISTAKES = {
         ("the policy requires a backup",), words=("-e", "surefoot_backup=false")
     ),
     "no privilege": Mistake(
-        ("preflight", "GRANT"),
+        ("permission denied", "GRANT"),
         env=lambda platform: {"DATABASE_URL": platform.url.replace("//migrator:", "//visitor:")},
     ),
 }
@@ -131,7 +131,7 @@ def test_a_mistake_is_one_clear_line(project: Workplace, platform: Platform, nam
 
 def test_a_misspelt_inventory_is_an_error_without_a_project_as_well(workplace: Workplace, platform: Platform) -> None:
     outcome = workplace.playbook("surefoot.dbops.migrate_006", "-i", "prdo", env=platform.environment)
-    _refused(outcome, ("No inventory was read", "prdo", "Check the path given with -i"), platform)
+    _refused(outcome, ("No host in the group databases", "prdo", "Check the path given with -i"), platform)
 
 
 def test_a_rollback_of_a_database_without_a_ledger_is_an_error(project: Workplace, platform: Platform) -> None:

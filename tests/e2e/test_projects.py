@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import typing as t
 
 import pytest
 
@@ -14,7 +15,7 @@ from .conftest import BIN, MIGRATIONS_006, ROOT, Workplace
 
 
 @pytest.fixture
-def own_server(workplace: Workplace):  # type: ignore[no-untyped-def]
+def own_server(workplace: Workplace) -> t.Iterator[None]:
     """Removes the embedded server of the directory afterwards."""
     yield
     removed = workplace.run(

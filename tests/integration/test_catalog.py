@@ -580,11 +580,33 @@ def test_waiting_behind_a_lock_ends_with_the_callers_lock_timeout(database: Data
     with contextlib.closing(database.connect()) as holder, contextlib.closing(database.connect()) as connection:
         holder.cursor().execute("CREATE TABLE t (a integer); CREATE VIEW v AS SELECT a FROM t")
         holder.cursor().execute("BEGIN; LOCK TABLE t")
-        connection.cursor().execute("SET lock_timeout = '50ms'")
+        connection.cursor().execute("SET lock_timeout = '20ms'")
         with pytest.raises(SqlError, match=r"cannot read the catalog.*55P03") as caught:
             snapshot(connection)
         assert caught.value.sqlstate == "55P03"
         assert connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+
+def test_lock_released_meanwhile_is_waited_for_and_nobody_becomes_the_victim_of_a_deadlock(database: Database) -> None:
+    with contextlib.closing(database.connect()) as other, contextlib.closing(database.connect()) as connection:
+        cursor = other.cursor()
+        # The snapshot takes a, then waits for b; the other holds b and then wants a.
+        cursor.execute(
+            "CREATE TABLE a (x integer); CREATE TABLE b (x integer);"
+            " CREATE VIEW v1 AS SELECT x FROM a; CREATE VIEW v2 AS SELECT x FROM b"
+        )
+        cursor.execute("BEGIN; LOCK TABLE b")
+        found: list[Catalog] = []
+        thread = threading.Thread(target=lambda: found.append(snapshot(connection)))
+        thread.start()
+        try:
+            while not database.query("SELECT FROM pg_locks WHERE NOT granted AND relation = 'b'::regclass"):
+                assert thread.is_alive()
+            cursor.execute("LOCK TABLE a")
+        finally:
+            cursor.execute("ROLLBACK")
+            thread.join()
+        assert "view public.v2" in found[0]
 
 
 def test_failed_transaction_is_refused_with_a_remedy(database: Database) -> None:
