@@ -63,7 +63,8 @@ def _destination(given: str) -> pathlib.Path:
     dest = pathlib.Path(base, os.path.expanduser(given)).resolve()
     if dest == _COLLECTION or _COLLECTION in dest.parents:
         raise AnsibleActionFail(
-            f"{dest} lies inside the collection, where the next update would remove it. Name another directory: -e dest=PATH"
+            f"{dest} lies inside the collection, where the next update would remove it. "
+            "Name another directory: -e dest=PATH"
         )
     if dest.exists() and not dest.is_dir():
         raise AnsibleActionFail(f"{dest} is not a directory. Name the project directory: -e dest=PATH")
@@ -92,4 +93,6 @@ def _write(target: pathlib.Path, source: pathlib.Path) -> None:
         with open(target, "xb") as stream:
             stream.write(source.read_bytes())
     except OSError as exc:
-        raise AnsibleActionFail(f"cannot write {target}: {exc.strerror}. Name a directory you may write to: -e dest=PATH") from exc
+        raise AnsibleActionFail(
+            f"cannot write {target}: {exc.strerror}. Name a directory you may write to: -e dest=PATH"
+        ) from exc

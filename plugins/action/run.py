@@ -9,7 +9,7 @@ import re
 import shlex
 import typing as t
 
-from ansible import constants as C  # noqa: N812
+from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
@@ -133,8 +133,8 @@ def _shows_json() -> bool:
 
 def _rollback_command(applied: t.Sequence[str]) -> str | None:
     """The command as typed, with the rollback playbook beside the one that runs; None when that is not one of ours."""
-    playbooks = context.CLIARGS.get("args") or ()
-    head, _separator, name = str(playbooks[0] if len(playbooks) == 1 else "").rpartition("/")
+    playbooks = [str(word) for word in context.CLIARGS.get("args") or ()]
+    head, _separator, name = (playbooks[0] if len(playbooks) == 1 else "").rpartition("/")
     if not applied or not re.fullmatch(r"(surefoot\.dbops\.)?migrate(_006)?(\.yml)?", name):
         return None
     words = ["ansible-playbook", os.path.join(head, name.replace("migrate", "rollback"))]
@@ -153,7 +153,8 @@ def _check_connection(name: str, connection: dict[str, t.Any]) -> None:
     """
     if "login_url" in connection and not str(connection["login_url"] or "").strip():
         raise PlanError(f"surefoot_database_url is empty for {name}", remedy=_DATABASE_REMEDY)
-    if not any(connection.get(key) for key in ("login_url", "login_host", "login_unix_socket", "login_db", "connect_params")):
+    addresses = ("login_url", "login_host", "login_unix_socket", "login_db", "connect_params")
+    if not any(connection.get(key) for key in addresses):
         raise PlanError(f"no database is given for {name}", remedy=_DATABASE_REMEDY)
 
 

@@ -330,8 +330,8 @@ _PINNED = "; ".join(
 # Some pg_get_*def functions lock what they describe (ACCESS SHARE), one relation after the other, and can so come to a
 # deadlock with DDL. Giving way before deadlock_timeout (1 s) keeps the other side from being the victim.
 _PINNED += (
-    "; SELECT pg_catalog.set_config('lock_timeout', CASE WHEN wanted > 0 AND wanted < 0.5 THEN current ELSE '500ms' END,"
-    " true) FROM (SELECT current, extract(epoch FROM current::interval) AS wanted"
+    "; SELECT pg_catalog.set_config('lock_timeout',"
+    " CASE WHEN wanted > 0 AND wanted < 0.5 THEN current ELSE '500ms' END, true) FROM (SELECT current, extract(epoch FROM current::interval) AS wanted"
     " FROM pg_catalog.current_setting('lock_timeout') AS current) AS lock_timeout"
 )
 

@@ -1078,9 +1078,7 @@ def _local_environment() -> dict[str, str]:
 
 def _table_of_contents(work: Work, client: Client, environment: t.Mapping[str, str], dump: str) -> list[_TocEntry]:
     lines: list[bytes] = []
-    code, errors = work.run(
-        [client.path("pg_restore"), "--list", dump], environment, consume=lambda stream: lines.extend(stream)
-    )
+    code, errors = work.run([client.path("pg_restore"), "--list", dump], environment, consume=lines.extend)
     work.check()
     if code != 0:
         raise _program_failed("pg_restore --list", code, errors)

@@ -18,7 +18,7 @@ BACKUP_CHOICES = ("required", "optional", "never")
 
 
 def resolve_policy(policy: t.Any, overrides: t.Any = None) -> dict[str, t.Any]:
-    """The policy in force: the overrides merged over the policy, and the strictest value for every key that neither names.
+    """The policy in force: the overrides merged over the policy, the strictest value for every key that neither names.
 
     :raises PlanError: an unknown key, or a value that cannot be
     """
@@ -31,7 +31,7 @@ def resolve_policy(policy: t.Any, overrides: t.Any = None) -> dict[str, t.Any]:
         for key, value in given.items():
             if key not in KEYS:
                 near = difflib.get_close_matches(str(key), KEYS, n=1)
-                hint = f"Did you mean {near[0]}?" if near else "This version does not enforce it, so it must not be there."
+                hint = f"Did you mean {near[0]}?" if near else "This version does not enforce it: leave it out."
                 raise PlanError(f"{name} has the unknown key {key}", remedy=f"{hint} Known: {', '.join(KEYS)}.")
             merged[str(key)] = KEYS[key][1](f"{name}.{key}", value)
     return merged

@@ -338,7 +338,7 @@ def pooler_facts(connection: Connection, settings: t.Mapping[str, str] | None = 
     with connection.cursor() as cursor:
         mark = f"{os.getpid()}-{time.monotonic_ns()}"
         cursor.execute("SELECT pg_catalog.set_config('surefoot.probe', %s, false)", (mark,))
-        for _ in range(PINGS):
+        for _ping in range(PINGS):
             begin = time.monotonic()
             cursor.execute("SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('surefoot.probe', true)")
             pid, seen = cursor.fetchone() or (None, None)

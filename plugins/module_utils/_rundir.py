@@ -22,6 +22,7 @@ SUMMARY_FILE = "run.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _VERBS = {"migrate": "applied", "rollback": "rolled back", "baseline": "recorded as applied, not run"}
 _NOTHING = {"migrate": "nothing is pending", "rollback": "nothing to roll back", "baseline": "nothing to record"}
+_BACKUP_FACTS = ("path", "name", "manifest_sha256", "size", "seconds", "reused")
 
 Results = t.Mapping[str, t.Any]
 
@@ -33,16 +34,21 @@ def make_run_directory(base: str, run_id: str) -> str:
     :raises EnvironmentProblem: the directory cannot be made
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise PlanError(f"run id {run_id!r} cannot name a directory", remedy="Use letters, digits, dots, dashes and underscores.")
+        raise PlanError(
+            f"run id {run_id!r} cannot name a directory", remedy="Use letters, digits, dots, dashes and underscores."
+        )
     path = os.path.join(base, run_id)
     try:
         os.makedirs(base, mode=0o700, exist_ok=True)
         os.mkdir(path, 0o700)
     except FileExistsError:
-        raise PlanError(f"run directory {path} exists already", remedy="Give each run a surefoot_run_id of its own, or none.") from None
+        raise PlanError(
+            f"run directory {path} exists already", remedy="Give each run a surefoot_run_id of its own, or none."
+        ) from None
     except OSError as exc:
         raise EnvironmentProblem(
-            f"cannot make the run directory {path}: {exc.strerror}", remedy="Set surefoot_run_base to a directory you may write to."
+            f"cannot make the run directory {path}: {exc.strerror}",
+            remedy="Set surefoot_run_dir to a directory you may write to.",
         ) from exc
     return path
 
@@ -60,7 +66,9 @@ def write_summary(run_dir: str, summary: Results) -> None:
             stream.write("\n")
         os.replace(temporary, path)
     except OSError as exc:
-        raise EnvironmentProblem(f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable.") from exc
+        raise EnvironmentProblem(
+            f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable."
+        ) from exc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,9 @@ class Phases:
         return list(self.migration.get("applied") or []) + list(self.migration.get("rolled_back") or [])
 
 
-def summarize(phases: Phases, *, name: str, action: str, finished: bool, check_mode: bool, run_dir: str | None) -> dict[str, t.Any]:
+def summarize(
+    phases: Phases, *, name: str, action: str, finished: bool, check_mode: bool, run_dir: str | None
+) -> dict[str, t.Any]:
     """What the run did, as an object for ``run.json``.
 
     :param name: the database as the inventory calls it
@@ -107,6 +117,7 @@ def summarize(phases: Phases, *, name: str, action: str, finished: bool, check_m
     :param finished: whether the last phase came to its end
     """
     backup = phases.backup.get("backup") or {}
+    pending = phases.migration if phases.migration else phases.plan
     if not finished:
         outcome = "failed"
     elif check_mode:
@@ -122,10 +133,10 @@ def summarize(phases: Phases, *, name: str, action: str, finished: bool, check_m
         "error": None if finished else getattr(phases, phases.failed or "", {}).get("msg"),
         "applied": list(phases.migration.get("applied") or []),
         "rolled_back": list(phases.migration.get("rolled_back") or []),
-        "pending": list(phases.migration.get("pending") or [] if phases.migration else phases.plan.get("pending") or []),
+        "pending": list(pending.get("pending") or []),
         "manual": list(phases.plan.get("manual") or []),
         "migrations": list(phases.migration.get("migrations") or []),
-        "backup": {key: backup.get(key) for key in ("path", "name", "manifest_sha256", "size", "seconds", "reused")} if backup else None,
+        "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
     }

@@ -920,9 +920,9 @@ class _Inspection:
     # -- psql commands
 
     def take_meta(self, statement: Statement) -> None:
-        assert statement.meta is not None
-        command, arguments = _meta_words(statement.meta)
-        if "`" in statement.meta:
+        meta = statement.meta or ""
+        command, arguments = _meta_words(meta)
+        if "`" in meta:
             self.refuse(f"psql command {command} with a shell command", statement, _META_REMEDIES["\\!"])
         if command in _NO_OPS:
             return

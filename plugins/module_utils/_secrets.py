@@ -69,8 +69,8 @@ def render(
         if not statement.head or statement.head[0].value not in _TAKES_SUBQUERY:
             verb = statement.head[0].text.upper() if statement.head else "this statement"
             raise SqlTextError(
-                f"secret variable {reference.name} cannot be used in {verb}: its value would become statement text, which"
-                " reaches the server log",
+                f"secret variable {reference.name} cannot be used in {verb}: its value would become statement text,"
+                " which reaches the server log",
                 remedy="Use it in SELECT, INSERT, UPDATE, DELETE or MERGE, or send it by session_settings.",
                 location=location,
             )

@@ -66,7 +66,8 @@ def step_digest(step: Step) -> str:
             while piece := stream.read(1024 * 1024):
                 digest.update(piece)
     except OSError as exc:
-        raise EnvironmentProblem(f"cannot read {step.path}: {exc.strerror}", remedy="Check the path and its rights.") from exc
+        remedy = "Check the path and its rights."
+        raise EnvironmentProblem(f"cannot read {step.path}: {exc.strerror}", remedy=remedy) from exc
     return digest.hexdigest()
 
 

@@ -699,7 +699,9 @@ class Scanner:
                     raise _More("statement", start)
                 if group == 4:
                     raise self._error(
-                        ":{?name} tests are not supported", position, "Write the SQL for both cases as two migrations."
+                        "tests for a variable (:{?...}) are not supported",
+                        position,
+                        "Write the SQL for both cases as two migrations.",
                     )
                 span = (position - start, found.end() - start, found.group(group).decode("utf-8"), _STYLES[group - 1])
                 variables.append(span)
@@ -814,8 +816,7 @@ class Scanner:
         while not self._eof and self._buffer.find(b"\n", start) < 0:
             start = self._fill(start)
         buffer = self._buffer
-        found = _META.match(buffer, start)
-        assert found is not None
+        found = t.cast("re.Match[bytes]", _META.match(buffer, start))  # it matches a backslash, which is here
         name = _META_NAME.match(buffer, start)
         end = found.end()
         if name is not None and name.group() in (b"\\;", b"\\:", b"\\"):
@@ -1085,8 +1086,7 @@ def tokens(text: str, *, standard_strings: bool = True) -> t.Iterator[Token]:
     length = len(text)
     escaping = False
     while position < length:
-        found = match(text, position)
-        assert found is not None
+        found = t.cast("re.Match[str]", match(text, position))  # its last alternative takes any character
         group = found.lastgroup
         end = found.end()
         if group == "space":

@@ -21,7 +21,7 @@ extends_documentation_fragment:
   - surefoot.dbops._run
 options:
   path:
-    description: Migration set, as in M(surefoot.dbops.postgresql_migration#module).
+    description: Migration set, as in M(surefoot.dbops.postgresql_migration).
     type: path
     required: true
   to:

@@ -12,18 +12,20 @@ version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot-dbops)
 description:
-  - Makes playbooks that import the collection's, one inventory an environment (C(local), C(staging), C(prod)), a migration set,
-    C(ansible.cfg), C(.gitignore), and a README.
+  - Makes playbooks that import the collection's, one inventory an environment (C(local), C(staging), C(prod)), a
+    migration set, C(ansible.cfg), C(.gitignore), and a README.
   - A file that exists is never touched, so that it can be run again after an update of the collection.
 attributes:
   action:
-    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    description:
+      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
     support: full
   check_mode:
     description: Can run in C(check_mode) and return changed status prediction without modifying the target.
     support: full
   diff_mode:
-    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+    description:
+      - Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
     support: partial
     details:
       - The names of the files that are made.
@@ -35,13 +37,15 @@ attributes:
 options:
   dest:
     description:
-      - The project directory, made when it does not exist. Relative to the directory C(ansible-playbook) was started in.
+      - The project directory, made when it does not exist. Relative to the directory C(ansible-playbook) was started
+        in.
       - Refused inside the collection.
     type: str
     required: true
   migrations:
     description:
-      - The migration set to begin with. V(lancio_platform) is a copy of the set the collection ships, V(starter) a plan with one table.
+      - The migration set to begin with. V(lancio_platform) is a copy of the set the collection ships, V(starter) a plan
+        with one table.
     type: str
     choices: [lancio_platform, starter]
     default: lancio_platform
@@ -79,7 +83,7 @@ from ansible.module_utils.basic import AnsibleModule
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     module.fail_json(
-        msg="surefoot.dbops.project works on the controller; its action plugin was not found. Install the whole collection."
+        msg="surefoot.dbops.project works on the controller, but its action plugin was not found. Install all of it."
     )
 
 

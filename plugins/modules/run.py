@@ -12,14 +12,15 @@ version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot-dbops)
 description:
-  - With O(state=started), checks what a run is given before anything connects. The policy, that a database is named, and
-    that every secret variable of the plan has a value. Then makes the run directory.
+  - With O(state=started), checks what a run is given before anything connects. The policy, that a database is named,
+    and that every secret variable of the plan has a value. Then makes the run directory.
   - With O(state=finished), writes C(run.json) to the run directory and shows what was done. The role
     P(surefoot.dbops.surefoot_run#role) calls it in C(always), so that a failed run is summed up as well.
   - Its own files do not count as a change.
 attributes:
   action:
-    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    description:
+      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
     support: full
   check_mode:
     description: Can run in C(check_mode) and return changed status prediction without modifying the target.
@@ -27,7 +28,8 @@ attributes:
     details:
       - No run directory is made.
   diff_mode:
-    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+    description:
+      - Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
     support: none
   idempotent:
     description:
@@ -54,10 +56,14 @@ options:
     choices: [migrate, rollback, baseline]
     default: migrate
   path:
-    description: Migration set, as in M(surefoot.dbops.postgresql_migration#module). Read for the names of its secret variables.
+    description:
+      - Migration set, as in M(surefoot.dbops.postgresql_migration#module). Read for the names of its secret variables.
+      - Required for O(state=started).
     type: path
   connection:
-    description: Connection options, as of the other modules. Only checked for naming a database. Required for O(state=started).
+    description:
+      - Connection options, as of the other modules. Only checked for naming a database.
+      - Required for O(state=started).
     type: dict
   secret_variables:
     description: Secret variables. Only checked for having values.
@@ -65,8 +71,8 @@ options:
   policy:
     description:
       - What the environment demands. Keys that are not given take their strictest value; unknown keys are errors.
-      - The keys are C(backup) (V(required), V(optional) or V(never); default V(required)), C(backup_max_age) (default V(0s), always a
-        new backup), C(lock_budget) (default V(500ms)), and C(pool_saturation_max) (default V(90%)).
+      - The keys are C(backup) (V(required), V(optional) or V(never); default V(required)), C(backup_max_age) (default
+        V(0s), always a new backup), C(lock_budget) (default V(500ms)), and C(pool_saturation_max) (default V(90%)).
     type: dict
   policy_overrides:
     description: Merged over O(policy).
@@ -85,7 +91,9 @@ options:
     description: What the start returned. Required for O(state=finished).
     type: dict
   phases:
-    description: Registered results of the run's tasks, under C(plan), C(preflight), C(backup), C(migration), and C(verification).
+    description:
+      - Registered results of the run's tasks, under C(plan), C(preflight), C(backup), C(migration), and
+        C(verification).
     type: dict
     default: {}
   complete:
@@ -169,7 +177,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.fail_json(msg="surefoot.dbops.run works on the controller; its action plugin was not found. Install the whole collection.")
+    module.fail_json(
+        msg="surefoot.dbops.run works on the controller, but its action plugin was not found. Install all of it."
+    )
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ class Workplace:
 
 
 def _environment(collections: pathlib.Path, home: pathlib.Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not re.match(r"ANSIBLE|PG|SUREFOOT|RAILWAY|DATABASE", name)}
+    left_out = re.compile(r"ANSIBLE|PG|SUREFOOT|RAILWAY|DATABASE")
+    kept = {name: value for name, value in os.environ.items() if not left_out.match(name)}
     return {
         **kept,
         "ANSIBLE_COLLECTIONS_PATH": str(collections),
@@ -180,7 +181,9 @@ class Platform:
     def url(self) -> str:
         return self.url_with()
 
-    def url_with(self, *, password: str | None = None, name: str | None = None, host: str = "127.0.0.1", port: int = 0) -> str:
+    def url_with(
+        self, *, password: str | None = None, name: str | None = None, host: str = "127.0.0.1", port: int = 0
+    ) -> str:
         """The URL with something else in it."""
         password = urllib.parse.quote(password or self.secrets.login, safe="")
         return (
@@ -200,7 +203,9 @@ class Platform:
 
     def applied(self) -> list[str]:
         """What of 006 the ledger says is applied."""
-        rows = self.database.query("SELECT migration_id FROM surefoot.applied WHERE migration_id LIKE '006%' ORDER BY applied_at")
+        rows = self.database.query(
+            "SELECT migration_id FROM surefoot.applied WHERE migration_id LIKE '006%' ORDER BY applied_at"
+        )
         return [row[0] for row in rows]
 
     def ledger_text(self) -> str:

@@ -92,7 +92,7 @@ def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) ->
         assert platform.secrets.found_in(text) == [], f"a secret in {place}"
 
 
-def test_a_run_that_fails_half_way_says_how_far_it_came_and_the_next_one_finishes(project: Workplace, platform: Platform) -> None:
+def test_a_run_that_fails_half_way_says_so_and_the_next_one_finishes(project: Workplace, platform: Platform) -> None:
     env = platform.environment
     platform.database.query("UPDATE platform.projects SET name = 'Lancio Atelier' WHERE name = 'Lancio Studio'")
 
@@ -129,13 +129,17 @@ def test_a_schema_changed_by_hand_stops_the_run_before_the_backup(project: Workp
     assert "surefoot_on_drift=warn" in refused.errors[0]
     assert not (project.directory / "surefoot-runs" / "backups").exists()
 
-    accepted = project.playbook("migrate_006.yml", "-i", "prod", "-e", "surefoot_on_drift=warn", env=platform.environment)
+    accepted = project.playbook(
+        "migrate_006.yml", "-i", "prod", "-e", "surefoot_on_drift=warn", env=platform.environment
+    )
     assert accepted.returncode == 0, accepted.output
     assert platform.applied() == list(MIGRATIONS_006)
 
 
 def test_a_staging_policy_lets_the_backup_be_left_out(project: Workplace, platform: Platform) -> None:
-    outcome = project.playbook("migrate_006.yml", "-i", "staging", "-e", "surefoot_backup=false", env=platform.environment)
+    outcome = project.playbook(
+        "migrate_006.yml", "-i", "staging", "-e", "surefoot_backup=false", env=platform.environment
+    )
     assert outcome.returncode == 0, outcome.output
     assert outcome.changed == 1
     assert "Backup" not in outcome.summary()
@@ -149,7 +153,9 @@ def test_a_database_migrated_by_hand_is_taken_over(project: Workplace, platform:
     assert refused.returncode != 0
     assert "001_create_platform_schema" in refused.errors[0]
 
-    taken = project.playbook("baseline.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment)
+    taken = project.playbook(
+        "baseline.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment
+    )
     assert taken.returncode == 0, taken.output
     assert "5 migrations recorded as applied, not run" in taken.summary()
 
@@ -161,7 +167,9 @@ def test_a_database_migrated_by_hand_is_taken_over(project: Workplace, platform:
 def test_a_baseline_that_does_not_fit_the_database_records_nothing(project: Workplace, platform: Platform) -> None:
     platform.database.query("DROP SCHEMA surefoot CASCADE")
     platform.database.query("DROP TABLE platform.audit_logs CASCADE")
-    refused = project.playbook("baseline.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment)
+    refused = project.playbook(
+        "baseline.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment
+    )
     assert refused.returncode != 0
     assert len(refused.errors) == 1
     assert "thirteen columns" in refused.errors[0]

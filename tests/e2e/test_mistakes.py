@@ -37,7 +37,9 @@ MISTAKES = {
     ),
     "other group": Mistake(
         ("No host in the group databases", "prod"),
-        damage=lambda project: (project.directory / "prod" / "hosts.yml").write_text("---\ndbs:\n  hosts:\n    platform:\n"),
+        damage=lambda project: (project.directory / "prod" / "hosts.yml").write_text(
+            "---\ndbs:\n  hosts:\n    platform:\n"
+        ),
     ),
     "no URL": Mistake(("surefoot_database_url is empty", "DATABASE_URL"), env=lambda platform: {"DATABASE_URL": None}),
     "malformed URL": Mistake(
@@ -136,5 +138,7 @@ def test_a_misspelt_inventory_is_an_error_without_a_project_as_well(workplace: W
 
 def test_a_rollback_of_a_database_without_a_ledger_is_an_error(project: Workplace, platform: Platform) -> None:
     platform.database.query("DROP SCHEMA surefoot CASCADE")
-    outcome = project.playbook("rollback.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment)
+    outcome = project.playbook(
+        "rollback.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment
+    )
     _refused(outcome, ("has no ledger", "Check surefoot_database_url"), platform)

@@ -41,7 +41,13 @@ def test_init_lays_out_a_project_and_never_overwrites(workplace: Workplace) -> N
     made = workplace.playbook("surefoot.dbops.init", "-e", "dest=new/project")
     assert (made.returncode, made.changed) == (0, 1), made.output
     project = workplace.directory / "new" / "project"
-    for name in ("migrate_006.yml", "ansible.cfg", ".gitignore", "prod/hosts.yml", "migrations/lancio_platform/plan.yml"):
+    for name in (
+        "migrate_006.yml",
+        "ansible.cfg",
+        ".gitignore",
+        "prod/hosts.yml",
+        "migrations/lancio_platform/plan.yml",
+    ):
         assert (project / name).is_file(), name
 
     (project / "ansible.cfg").write_text("mine", encoding="utf-8")

@@ -600,7 +600,7 @@ def test_lock_released_meanwhile_is_waited_for_and_nobody_becomes_the_victim_of_
         thread = threading.Thread(target=lambda: found.append(snapshot(connection)))
         thread.start()
         try:
-            while not database.query("SELECT FROM pg_locks WHERE NOT granted AND relation = 'b'::regclass"):
+            while not database.query("SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'b'::regclass"):
                 assert thread.is_alive()
             cursor.execute("LOCK TABLE a")
         finally:
@@ -634,7 +634,7 @@ def test_objects_dropped_meanwhile_do_not_disturb(database: Database) -> None:
         connection.cursor().execute("CREATE TABLE stays (a integer)")
         thread.start()
         try:
-            for _ in range(40):
+            for _round in range(40):
                 assert "table public.stays" in snapshot(connection)
         finally:
             stop.set()

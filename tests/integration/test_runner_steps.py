@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import signal
+import time
 import typing as t
 
 import pytest
@@ -84,7 +86,7 @@ def test_step_that_was_done_and_then_changed_is_refused(plan: MigrationSet, data
     fails(SqlError, plan, database)
     plan.file("001.1.sql", "CREATE TABLE a(i bigint);")
     error = fails(DriftError, plan, database)
-    assert "001.1.sql was changed after a part of it was applied" in str(error) and "roll it back" in error.remedy
+    assert "001.1.sql was changed after a part of it was applied" in str(error) and "roll back" in error.remedy
 
 
 def test_half_applied_migration_is_rolled_back_and_forgotten(plan: MigrationSet, database: Database) -> None:
@@ -167,10 +169,10 @@ def test_backfill_touches_exactly_the_rows_of_its_condition(plan: MigrationSet, 
         steps=[{"table": "public.big", "key": "id", "set": {"b": "'v' || a"}, "where": "a < 3", "batch": 64}],
     )
     results = run(plan, database)
-    assert results["statements"][-1]["tag"] == "BACKFILL 430"
+    assert results["statements"][-1]["tag"] == "BACKFILL 428"
     assert database.query("SELECT a < 3, count(*), count(b) FROM big GROUP BY 1 ORDER BY 1") == [
-        (False, 570, 0),
-        (True, 430, 430),
+        (False, 572, 0),
+        (True, 428, 428),
     ]
 
 
@@ -244,7 +246,7 @@ def test_backfill_and_concurrent_writers_lose_nothing(plan: MigrationSet, databa
     )
     job = Background(lambda: run(plan, database))
     writes = 0
-    with database.connect() as client, client.cursor() as cursor:
+    with contextlib.closing(database.connect()) as client, client.cursor() as cursor:
         while job.running or writes < 50:
             cursor.execute("UPDATE big SET hits = hits + 1 WHERE id = %s", (writes * 37 % 600 + 1,))
             writes += 1
@@ -260,6 +262,7 @@ def test_backfill_behind_a_locked_row_retries_and_names_nobody_else(plan: Migrat
         cursor.execute("BEGIN; UPDATE big SET a = -1 WHERE id = 50")
         job = Background(lambda: run(plan, database, lock_timeout=0.1, retry={"attempts": 500, "max_delay": 0.1}))
         wait_until(lambda: database.scalar("SELECT count(*) FROM big WHERE b = 'x'") == 40, "the first batch is done")
+        time.sleep(0.5)  # several times the lock_timeout
         cursor.execute("COMMIT")
     assert job.result()["retries"]
     assert database.query("SELECT count(*), count(b), min(a) FROM big") == [(100, 100, -1)]

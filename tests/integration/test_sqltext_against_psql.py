@@ -21,14 +21,14 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
     inspect,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Scanner, Statement, tokens
+from ansible_collections.surefoot.dbops.tests.support.corpus import corpus
 from ansible_collections.surefoot.dbops.tests.support.pgserver import (
     Database,
     PgServer,
     temporary_database,
 )
 
-CORPUS = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "sql"
-FILES = sorted(CORPUS.glob("*.sql"))
+FILES = corpus()
 
 # psql reads standard_conforming_strings once a line and forgets the rules of an E'' string at the line's end; in the
 # corpus, files that depend on it are written so that both agree.

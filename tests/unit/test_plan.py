@@ -653,7 +653,7 @@ def test_a_directive_that_is_not_understood_is_refused_with_its_place(
     step = load_plan(str(tmp_path)).migrations[0].steps[0]
 
     with pytest.raises(PlanError, match=message) as caught:
-        _ = step.transaction
+        assert step.transaction
 
     assert f"({tmp_path / '1_a.sql'}:{3 if 'twice' in message else 2}:{1 if 'twice' in message else 3})" in str(
         caught.value

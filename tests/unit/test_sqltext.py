@@ -25,8 +25,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import (
     token_digest,
     tokens,
 )
+from ansible_collections.surefoot.dbops.tests.support.corpus import corpus
 
-CORPUS = sorted((pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "sql").glob("*.sql"))
+CORPUS = corpus()
 
 
 def texts(sql: str | bytes) -> list[str]:

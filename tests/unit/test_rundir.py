@@ -1,0 +1,101 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The run directory and what a run says of itself."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import stat
+import typing as t
+
+import pytest
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
+    Phases,
+    describe,
+    make_run_directory,
+    summarize,
+    write_summary,
+)
+
+
+def _summary(results: dict[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
+    given = {"name": "db", "action": "migrate", "finished": True, "check_mode": False, "run_dir": "/runs/1", **options}
+    return summarize(Phases.of(results), **given)
+
+
+def test_a_run_directory_is_private_and_new(tmp_path: pathlib.Path) -> None:
+    path = pathlib.Path(make_run_directory(str(tmp_path / "runs"), "20261122T030000Z-5f2c1a"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    with pytest.raises(PlanError, match="exists already"):
+        make_run_directory(str(tmp_path / "runs"), path.name)
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../x", "a/b", ".hidden", "a\n", "x" * 101])
+def test_a_run_id_that_is_no_file_name_is_refused(tmp_path: pathlib.Path, run_id: str) -> None:
+    with pytest.raises(PlanError, match="cannot name a directory"):
+        make_run_directory(str(tmp_path), run_id)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_that_is_a_file_is_an_error_with_a_remedy(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises((EnvironmentProblem, PlanError)) as caught:
+        make_run_directory(str(tmp_path / "runs"), "r1")
+    assert caught.value.remedy
+
+
+def test_the_summary_is_written_wholly_and_privately(tmp_path: pathlib.Path) -> None:
+    write_summary(str(tmp_path), {"outcome": "failed"})
+    write_summary(str(tmp_path), {"outcome": "succeeded"})
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text()) == {"outcome": "succeeded"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nothing_pending() -> None:
+    summary = _summary({"plan": {"pending": []}, "backup": {"skipped": True}, "migration": {"skipped": True}})
+    assert summary["outcome"] == "nothing_to_do"
+    assert describe(summary, rollback_hint="undo")[0] == "db: nothing is pending."
+    assert "To roll back: undo" not in describe(summary, rollback_hint="undo")
+
+
+def test_a_failure_names_its_phase_and_how_far_it_came() -> None:
+    results = {
+        "plan": {"pending": ["a", "b"]},
+        "migration": {"failed": True, "applied": ["a"], "pending": ["b"], "msg": "no"},
+    }
+    summary = _summary(results, finished=False)
+    assert (summary["outcome"], summary["failed_phase"], summary["error"]) == ("failed", "migration", "no")
+    assert "applied before that, and recorded: a; still pending: b." in describe(summary, rollback_hint="")[0]
+
+
+def test_results_left_over_from_an_earlier_run_are_not_claimed() -> None:
+    results = {"plan": {"failed": True, "msg": "no"}, "migration": {"applied": ["a"]}, "verification": {"checks": [{}]}}
+    summary = _summary(results, finished=False)
+    assert summary["failed_phase"] == "plan"
+    assert summary["applied"] == []
+    assert "no migration was applied by this run" in describe(summary, rollback_hint="")[0]
+
+
+def test_check_mode_tells_what_a_run_would_do() -> None:
+    summary = _summary({"plan": {"pending": ["a"]}, "migration": {"pending": ["a"]}}, check_mode=True)
+    assert "A run would apply: a." in describe(summary, rollback_hint="")[0]
+
+
+def test_success_names_backup_and_way_back() -> None:
+    results = {
+        "plan": {"pending": ["a"]},
+        "backup": {"backup": {"path": "/b/1", "manifest_sha256": "00ff", "reused": True}},
+        "migration": {"applied": ["a"], "migrations": [{"id": "a", "statements": 3, "seconds": 0.5, "attempts": 2}]},
+        "verification": {"checks": [{"name": "c", "passed": True}]},
+    }
+    text = "\n".join(describe(_summary(results), rollback_hint="ansible-playbook rollback.yml"))
+    for part in ("1 migration applied", "3 statements, 500 ms, 2 attempts", "1 checks, all passed", "/b/1", "00ff"):
+        assert part in text
+    assert "taken before this run" in text
+    assert text.endswith("To roll back: ansible-playbook rollback.yml")
