@@ -11,9 +11,10 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.surefoot.dbops.plugins.modules.project import argument_spec
+
 _COLLECTION = pathlib.Path(__file__).resolve().parents[2]
 _TEMPLATES = _COLLECTION / "playbooks" / "files" / "project"
-_SETS = ("lancio_platform", "starter")
 # Packaging and version control treat the names themselves as theirs.
 _RENAMED = {"gitignore": ".gitignore"}
 
@@ -27,12 +28,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec(
-            argument_spec={
-                "dest": {"type": "str", "required": True},
-                "migrations": {"type": "str", "choices": list(_SETS), "default": "lancio_platform"},
-            },
-        )
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec())
         dest = _destination(args["dest"])
         made, kept = [], []
         for relative, source in sorted(_files(args["migrations"]).items()):

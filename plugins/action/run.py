@@ -26,6 +26,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     summarize,
     write_summary,
 )
+from ansible_collections.surefoot.dbops.plugins.modules.run import REQUIRED_IF, argument_spec
 
 _DATABASE_REMEDY = "Set surefoot_database_url, for example from the environment variable DATABASE_URL."
 
@@ -39,27 +40,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec(
-            argument_spec={
-                "state": {"type": "str", "choices": ["started", "finished"], "required": True},
-                "run_id": {"type": "str"},
-                "run_base": {"type": "path"},
-                "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
-                "path": {"type": "path"},
-                "connection": {"type": "dict", "no_log": True},
-                "secret_variables": {"type": "dict", "no_log": True},
-                "policy": {"type": "dict"},
-                "policy_overrides": {"type": "dict"},
-                "backup": {"type": "bool", "default": True},
-                "requested_by": {"type": "str"},
-                "approved_by": {"type": "str"},
-                "run": {"type": "dict"},
-                "phases": {"type": "dict", "default": {}},
-                "complete": {"type": "bool", "default": False},
-                "rollback_hint": {"type": "str", "default": ""},
-            },
-            required_if=[("state", "started", ("connection",)), ("state", "finished", ("run",))],
-        )
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec(), required_if=REQUIRED_IF)
         name = str((task_vars or {}).get("inventory_hostname", "database"))
         try:
             result.update(self._start(name, args) if args["state"] == "started" else self._finish(name, args))

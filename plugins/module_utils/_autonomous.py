@@ -48,10 +48,14 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
     """The worker lock for the session, as no transaction spans the work."""
     worker = context.worker
     worker.ready(context.settings(migration, limits))
-    if not worker.fetch(f"SELECT pg_catalog.pg_try_advisory_lock({context.ledger.worker_key})")[0][0]:
-        raise LockBusy(
-            "the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate."
-        )
+    deadline = time.monotonic() + context.options.busy_timeout
+    # A session of ours that was just closed frees the lock a moment later.
+    while not worker.fetch(f"SELECT pg_catalog.pg_try_advisory_lock({context.ledger.worker_key})")[0][0]:
+        if time.monotonic() > deadline:
+            raise LockBusy(
+                "the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate."
+            )
+        worker.sleep(BUSY_POLL / 5)
     try:
         yield
     finally:
@@ -204,10 +208,9 @@ class Autonomous:
             if done is None and kind.tag not in nontransactional.RERUNNABLE:
                 raise OutcomeUnknown(
                     f"{migration.id}: an earlier run was cut off in {kind.tag}; whether it took effect cannot be told",
-                    remedy=f"Look, then either undo it and roll the migration back, or mark it: UPDATE"
-                    f" {self._ledger.schema}.progress SET state = 'done' WHERE migration_id = '{migration.id}' AND "
-                    f"step = {number}"
-                    f" AND statement = {statement.index}.",
+                    remedy="Look, then either undo it and roll the migration back, or mark it:"
+                    f" UPDATE {self._ledger.schema}.progress SET state = 'done' WHERE migration_id = '{migration.id}'"
+                    f" AND step = {number} AND statement = {statement.index}.",
                     location=location,
                 )
 

@@ -331,7 +331,8 @@ _PINNED = "; ".join(
 # deadlock with DDL. Giving way before deadlock_timeout (1 s) keeps the other side from being the victim.
 _PINNED += (
     "; SELECT pg_catalog.set_config('lock_timeout',"
-    " CASE WHEN wanted > 0 AND wanted < 0.5 THEN current ELSE '500ms' END, true) FROM (SELECT current, extract(epoch FROM current::interval) AS wanted"
+    " CASE WHEN wanted > 0 AND wanted < 0.5 THEN current ELSE '500ms' END, true)"
+    " FROM (SELECT current, extract(epoch FROM current::interval) AS wanted"
     " FROM pg_catalog.current_setting('lock_timeout') AS current) AS lock_timeout"
 )
 

@@ -108,6 +108,72 @@ CREATE TABLE {s}.progress (
 INSERT INTO {s}.meta (key, value) VALUES ('format', '{format}');
 """
 
+_APPLIED = "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = %s"
+_PARTIAL = "SELECT DISTINCT migration_id FROM {s}.progress WHERE set_name = %s AND action = 'deploy'"
+_MARK = """
+SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, r.server_version,
+       (SELECT c.run_id FROM {s}.runs c WHERE c.outcome IS NULL AND c.started_at >= r.started_at
+        ORDER BY c.started_at DESC LIMIT 1)
+FROM {s}.runs r
+WHERE r.catalog_fingerprint IS NOT NULL
+ORDER BY r.finished_at DESC LIMIT 1
+"""
+_HISTORY = """
+SELECT a.attempt_id, a.run_id, a.migration_id, a.action, a.outcome, a.started_at, a.finished_at, a.raw_sha256,
+       a.token_sha256, a.text_bytes, a.attempts, a.session_user_name, a.error, r.os_user, r.host, r.requested_by,
+       r.approved_by
+FROM {s}.attempts a LEFT JOIN {s}.runs r USING (run_id)
+WHERE a.set_name = %s
+ORDER BY a.attempt_id DESC LIMIT %s
+"""
+_START_RUN = """
+INSERT INTO {s}.runs (run_id, set_name, action, os_user, host, requested_by, approved_by, server_version)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (run_id) DO UPDATE SET action = excluded.action, finished_at = NULL, outcome = NULL
+"""
+_FINISH_RUN = """
+UPDATE {s}.runs
+SET finished_at = pg_catalog.clock_timestamp(), outcome = %s, catalog_fingerprint = %s, catalog_entries = %s
+WHERE run_id = %s
+"""
+# {change} is one of the two below. The primary key of applied is the last guard of "exactly once".
+_SUCCEEDED = """
+WITH attempt AS (
+    INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256, token_sha256,
+                              executed_text, text_bytes, attempts, xid)
+    VALUES (%(run)s, %(set)s, %(id)s, %(action)s, 'succeeded', %(started)s, %(raw)s, %(token)s, %(text)s, %(size)s,
+            %(tries)s, pg_catalog.pg_current_xact_id())
+    RETURNING attempt_id
+), change AS ({change})
+SELECT pg_catalog.pg_current_xact_id()::text
+"""
+_MAKE_APPLIED = """
+INSERT INTO {s}.applied (set_name, migration_id, attempt_id, raw_sha256, token_sha256)
+SELECT %(set)s, %(id)s, attempt_id, %(raw)s, %(token)s FROM attempt
+"""
+_MAKE_UNAPPLIED = "DELETE FROM {s}.applied WHERE set_name = %(set)s AND migration_id = %(id)s"
+_FAILED = """
+INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256, token_sha256,
+                          text_bytes, attempts, error)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+_IS_APPLIED = "SELECT 1 FROM {s}.applied WHERE set_name = %s AND migration_id = %s"
+_PROGRESS = """
+SELECT step, statement, state, text_sha256, object_oid, rows, position, tries
+FROM {s}.progress WHERE set_name = %s AND migration_id = %s AND action = %s
+"""
+# What the first attempt found (object_oid) stays: it tells what was there before.
+_MARK_PROGRESS = """
+INSERT INTO {s}.progress (set_name, migration_id, action, step, statement, state, text_sha256, object_oid, rows,
+                          position, run_id)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (set_name, migration_id, action, step, statement) DO UPDATE
+SET state = excluded.state, text_sha256 = excluded.text_sha256, rows = excluded.rows, position = excluded.position,
+    tries = progress.tries + (excluded.state = 'intended')::integer, run_id = excluded.run_id,
+    updated_at = pg_catalog.clock_timestamp()
+"""
+_CLEAR_PROGRESS = "DELETE FROM {s}.progress WHERE set_name = %s AND migration_id = %s"
+
 
 @dataclasses.dataclass(frozen=True)
 class AppliedMigration:
@@ -293,36 +359,23 @@ class Ledger:
         try:
             with connection.cursor() as cursor:
                 cursor.execute(
-                    self._sql(
-                        connection,
-                        "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = "
-                        "%s",
-                    ),
+                    self._sql(connection, _APPLIED),
                     (self.set_name,),
                 )
                 applied = {row[0]: AppliedMigration(*row) for row in cursor.fetchall()}
                 cursor.execute(
-                    self._sql(
-                        connection,
-                        "SELECT DISTINCT migration_id FROM {s}.progress WHERE set_name = %s AND action = 'deploy'",
-                    ),
+                    self._sql(connection, _PARTIAL),
                     (self.set_name,),
                 )
                 partial = frozenset(str(row[0]) for row in cursor.fetchall()) - set(applied)
-                cursor.execute(
-                    self._sql(
-                        connection,
-                        "SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, (SELECT c.run_id "
-                        "FROM {s}.runs c"
-                        " WHERE c.outcome IS NULL AND c.started_at >= r.started_at ORDER BY c.started_at DESC LIMIT 1)"
-                        " FROM {s}.runs r WHERE r.catalog_fingerprint IS NOT NULL ORDER BY r.finished_at DESC LIMIT 1",
-                    )
-                )
+                cursor.execute(self._sql(connection, _MARK))
                 row = cursor.fetchone()
         except psycopg2.Error as exc:
             raise self._unreadable(exc) from None
-        cut_off = row[4] if row else None
-        mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and not cut_off else None
+        cut_off = row[5] if row else None
+        # How definitions are printed differs between major versions: an upgrade is no drift.
+        same_major = row is not None and row[4] // 10000 == connection.server_version // 10000
+        mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and same_major and not cut_off else None
         return State(True, applied, partial, mark, cut_off)
 
     def _unreadable(self, exc: t.Any) -> SurefootError:
@@ -335,14 +388,7 @@ class Ledger:
         """The latest attempts, newest first, as plain objects."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(
-                    connection,
-                    "SELECT a.attempt_id, a.run_id, a.migration_id, a.action, a.outcome, a.started_at, a.finished_at,"
-                    " a.raw_sha256, a.token_sha256, a.text_bytes, a.attempts, a.session_user_name, a.error, r.os_user, "
-                    "r.host,"
-                    " r.requested_by, r.approved_by FROM {s}.attempts a LEFT JOIN {s}.runs r USING (run_id)"
-                    " WHERE a.set_name = %s ORDER BY a.attempt_id DESC LIMIT %s",
-                ),
+                self._sql(connection, _HISTORY),
                 (self.set_name, limit),
             )
             names = [column.name for column in cursor.description or ()]
@@ -352,13 +398,7 @@ class Ledger:
         """Record that this run began. A run id that is already there continues it: a split run has one id."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(
-                    connection,
-                    "INSERT INTO {s}.runs (run_id, set_name, action, os_user, host, requested_by, approved_by, "
-                    "server_version)"
-                    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-                    " ON CONFLICT (run_id) DO UPDATE SET action = excluded.action, finished_at = NULL, outcome = NULL",
-                ),
+                self._sql(connection, _START_RUN),
                 (
                     self.run_id,
                     self.set_name,
@@ -375,12 +415,7 @@ class Ledger:
         """Record how this run ended, with the catalog as it is now when something was changed."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(
-                    connection,
-                    "UPDATE {s}.runs SET finished_at = pg_catalog.clock_timestamp(), outcome = %s, catalog_fingerprint "
-                    "= %s,"
-                    " catalog_entries = %s WHERE run_id = %s",
-                ),
+                self._sql(connection, _FINISH_RUN),
                 (
                     outcome,
                     catalog.digest if catalog is not None else None,
@@ -392,30 +427,9 @@ class Ledger:
     def record_applied_sql(
         self, connection: Connection, migration_id: str, action: str, text: Text, started: datetime.datetime, tries: int
     ) -> str:
-        """One statement that records the attempt and makes the migration applied, or no longer so; returns the
-        transaction id.
-
-        The primary key of ``applied`` is the last guard of "exactly once".
-        """
-        if action == "rollback":
-            change = (
-                "DELETE FROM {s}.applied WHERE set_name = %(set)s AND migration_id = %(id)s AND"
-                " (SELECT attempt_id FROM attempt) IS NOT NULL"
-            )
-        else:
-            change = (
-                "INSERT INTO {s}.applied (set_name, migration_id, attempt_id, raw_sha256, token_sha256)"
-                " SELECT %(set)s, %(id)s, attempt_id, %(raw)s, %(token)s FROM attempt"
-            )
-        sql = (
-            "WITH attempt AS (INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, "
-            "raw_sha256,"
-            " token_sha256, executed_text, text_bytes, attempts, xid) VALUES (%(run)s, %(set)s, %(id)s, %(action)s, "
-            "'succeeded',"
-            " %(started)s, %(raw)s, %(token)s, %(text)s, %(size)s, %(tries)s, pg_catalog.pg_current_xact_id())"
-            " RETURNING attempt_id), change AS (" + change + ")"
-            " SELECT pg_catalog.pg_current_xact_id()::text"
-        )
+        """One statement that records the attempt, makes the migration applied or no longer so, and returns the
+        transaction id."""
+        sql = _SUCCEEDED.replace("{change}", _MAKE_UNAPPLIED if action == "rollback" else _MAKE_APPLIED)
         with connection.cursor() as cursor:
             return cursor.mogrify(
                 self._sql(connection, sql),
@@ -437,7 +451,7 @@ class Ledger:
         """Statement that forgets the step records of a migration that is wholly applied or rolled back."""
         with connection.cursor() as cursor:
             return cursor.mogrify(
-                self._sql(connection, "DELETE FROM {s}.progress WHERE set_name = %s AND migration_id = %s"),
+                self._sql(connection, _CLEAR_PROGRESS),
                 (self.set_name, migration_id),
             ).decode("utf-8")
 
@@ -455,11 +469,7 @@ class Ledger:
         """Record a failed attempt, after its transaction was rolled back."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(
-                    connection,
-                    "INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256,"
-                    " token_sha256, text_bytes, attempts, error) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                ),
+                self._sql(connection, _FAILED),
                 (
                     self.run_id,
                     self.set_name,
@@ -479,7 +489,7 @@ class Ledger:
         """Whether the migration is recorded as applied now; decides when a connection died at COMMIT."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(connection, "SELECT 1 FROM {s}.applied WHERE set_name = %s AND migration_id = %s"),
+                self._sql(connection, _IS_APPLIED),
                 (self.set_name, migration_id),
             )
             return cursor.fetchone() is not None
@@ -488,11 +498,7 @@ class Ledger:
         """The step and statement records of a migration that is under way, by (step, statement)."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(
-                    connection,
-                    "SELECT step, statement, state, text_sha256, object_oid, rows, position, tries FROM {s}.progress"
-                    " WHERE set_name = %s AND migration_id = %s AND action = %s",
-                ),
+                self._sql(connection, _PROGRESS),
                 (self.set_name, migration_id, action),
             )
             return {(row[0], row[1]): Progress(*row) for row in cursor.fetchall()}
@@ -514,17 +520,7 @@ class Ledger:
         """Statement that records the state of one statement (or -1: of the whole step)."""
         with connection.cursor() as cursor:
             return cursor.mogrify(
-                self._sql(
-                    connection,
-                    "INSERT INTO {s}.progress (set_name, migration_id, action, step, statement, state, text_sha256, "
-                    "object_oid,"
-                    " rows, position, run_id) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                    " ON CONFLICT (set_name, migration_id, action, step, statement) DO UPDATE SET state = "
-                    "excluded.state,"
-                    " text_sha256 = excluded.text_sha256, rows = excluded.rows, position = excluded.position,"
-                    " tries = progress.tries + (excluded.state = 'intended')::integer, run_id = excluded.run_id,"
-                    " updated_at = pg_catalog.clock_timestamp()",
-                ),
+                self._sql(connection, _MARK_PROGRESS),
                 (
                     self.set_name,
                     migration_id,

@@ -134,6 +134,7 @@ def summarize(
         "applied": list(phases.migration.get("applied") or []),
         "rolled_back": list(phases.migration.get("rolled_back") or []),
         "pending": list(pending.get("pending") or []),
+        "lost_tables": _lost_tables(phases),
         "manual": list(phases.plan.get("manual") or []),
         "migrations": list(phases.migration.get("migrations") or []),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
@@ -160,10 +161,13 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
             lines.append(f"  {item['id']}: {_measures(item)}")
     for item in summary["manual"]:
         lines.append(f"  {item['id']} is held back ({item['reason']}).")
+    if summary["lost_tables"]:
+        where = "; their rows are in the backup" if summary["backup"] else ""
+        lines.append(f"Tables dropped with their rows: {', '.join(summary['lost_tables'])}{where}.")
     checks = summary["checks"]
     if checks["run"]:
         failed = f", failed: {'; '.join(map(str, checks['failed']))}" if checks["failed"] else ", all passed"
-        lines.append(f"Verification: {checks['run']} checks{failed}.")
+        lines.append(f"Verification: {checks['run']} check{'s' if checks['run'] != 1 else ''}{failed}.")
     if summary["backup"]:
         backup = summary["backup"]
         reused = " (taken before this run)" if backup.get("reused") else ""
@@ -174,6 +178,13 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
     if summary["action"] == "migrate" and done and rollback_hint:
         lines.append(f"To roll back: {rollback_hint}")
     return lines
+
+
+def _lost_tables(phases: Phases) -> list[str]:
+    rolled_back = set(phases.migration.get("rolled_back") or [])
+    plan = phases.plan.get("migrations") or []
+    lost = [table for item in plan if item.get("id") in rolled_back for table in item.get("loses") or []]
+    return list(dict.fromkeys(lost))
 
 
 def _extent(summary: Results, verb: str) -> str:

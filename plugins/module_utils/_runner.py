@@ -180,7 +180,8 @@ class Runner:
         except (psycopg2.Error, SurefootError):
             pass
         self._journal.warn(
-            "how the run ended could not be recorded, as the control connection was lost; what was applied is recorded"
+            "how the run ended could not be recorded; what was applied is recorded, and the next run does not look for"
+            " catalog drift"
         )
 
     def _results(self) -> dict[str, t.Any]:
@@ -314,16 +315,14 @@ class Runner:
     def _check_catalog_drift(self, control: Connection, state: State) -> None:
         if state.cut_off:
             self._journal.warn(
-                f"run {state.cut_off} was cut off; the catalog is not compared with what the run before it left, as "
-                "its own"
-                " changes would look like drift"
+                f"run {state.cut_off} was cut off; the catalog is not compared with what the run before it left, as its"
+                " own changes would look like drift"
             )
         found = catalog_drift(control, state, self._ledger.schema, self._plan.drift_ignore)
         self._drifted(
             [found] if found else [],
-            "Put it back or write it as a migration; name what others may change in drift_ignore; or set on_drift: "
-            "warn to"
-            " accept it.",
+            "Put it back or write it as a migration; name what others may change in drift_ignore; or accept it with"
+            " on_drift: warn.",
         )
 
     def _check_catalog_drift_unless_busy(self, control: Connection, state: State) -> None:

@@ -98,12 +98,13 @@ class Transactions:
             self._begin(works, limits)
             for position, work in enumerate(works):
                 current = work
+                own = self._context.limits(work.migration) if len(works) > 1 else limits
                 if position:  # the next migration of the same transaction starts with a session as at the start
-                    worker.execute(f"SET SESSION AUTHORIZATION DEFAULT; RESET ALL; {_arm(limits)}")
+                    worker.execute(f"SET SESSION AUTHORIZATION DEFAULT; RESET ALL; {_arm(own)}")
                 if work.step is not None and work.script is not None:
-                    self._run_script(work, limits)
+                    self._run_script(work, own)
                 if work.final:
-                    self._finish(work, limits, started, number)
+                    self._finish(work, own, started, number)
                 else:
                     self._finish_step(work)
             self._context.within_budget()
@@ -124,7 +125,7 @@ class Transactions:
 
     def _begin(self, works: t.Sequence[Work], limits: Limits) -> None:
         worker = self._worker
-        modes = works[0].script.begin_modes if len(works) == 1 and works[0].script is not None else None
+        modes = self._modes(works)
         got = worker.fetch(
             f"BEGIN {modes or ''}; {_arm(limits)} SELECT "
             f"pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
@@ -141,6 +142,19 @@ class Transactions:
         if tables and self._action == "deploy":
             with self._watch.statement(may_block=True):
                 worker.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+
+    @staticmethod
+    def _modes(works: t.Sequence[Work]) -> str | None:
+        """The modes of the files' own BEGIN; one transaction has one set of them."""
+        modes = {work.script.begin_modes for work in works if work.script is not None}
+        if len(modes) > 1:
+            odd = next(work for work in works if work.script is not None and work.script.begin_modes)
+            raise SqlTextError(
+                "the file's BEGIN has modes that others of the same transaction do not have",
+                remedy="Remove the modes, or use transaction: per_migration for the plan.",
+                location=Location(t.cast(SqlStep, odd.step).path),
+            )
+        return modes.pop() if modes else None
 
     def _run_script(self, work: Work, limits: Limits) -> None:
         step, script = t.cast(SqlStep, work.step), t.cast(Script, work.script)

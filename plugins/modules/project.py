@@ -77,11 +77,21 @@ kept:
   returned: success
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 
 
+def argument_spec() -> dict[str, dict[str, t.Any]]:
+    """The options, for the action plugin that does the work."""
+    return {
+        "dest": {"type": "str", "required": True},
+        "migrations": {"type": "str", "choices": ["lancio_platform", "starter"], "default": "lancio_platform"},
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     module.fail_json(
         msg="surefoot.dbops.project works on the controller, but its action plugin was not found. Install all of it."
     )

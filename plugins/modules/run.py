@@ -57,7 +57,7 @@ options:
     default: migrate
   path:
     description:
-      - Migration set, as in M(surefoot.dbops.postgresql_migration#module). Read for the names of its secret variables.
+      - Migration set, as in M(surefoot.dbops.postgresql_migration). Read for the names of its secret variables.
       - Required for O(state=started).
     type: path
   connection:
@@ -172,11 +172,37 @@ msg:
   returned: when O(state=finished)
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
+
+REQUIRED_IF = [("state", "started", ("connection", "path")), ("state", "finished", ("run",))]
+
+
+def argument_spec() -> dict[str, dict[str, t.Any]]:
+    """The options, for the action plugin that does the work."""
+    return {
+        "state": {"type": "str", "choices": ["started", "finished"], "required": True},
+        "run_id": {"type": "str"},
+        "run_base": {"type": "path"},
+        "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
+        "path": {"type": "path"},
+        "connection": {"type": "dict", "no_log": True},
+        "secret_variables": {"type": "dict", "no_log": True},
+        "policy": {"type": "dict"},
+        "policy_overrides": {"type": "dict"},
+        "backup": {"type": "bool", "default": True},
+        "requested_by": {"type": "str"},
+        "approved_by": {"type": "str"},
+        "run": {"type": "dict"},
+        "phases": {"type": "dict", "default": {}},
+        "complete": {"type": "bool", "default": False},
+        "rollback_hint": {"type": "str", "default": ""},
+    }
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=argument_spec(), required_if=REQUIRED_IF, supports_check_mode=True)
     module.fail_json(
         msg="surefoot.dbops.run works on the controller, but its action plugin was not found. Install all of it."
     )

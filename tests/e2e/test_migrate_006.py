@@ -75,6 +75,7 @@ def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) ->
     assert back.returncode == 0, back.output
     assert platform.applied() == []
     assert len(list(backups.glob("platform_*"))) == 2, "a rollback takes a backup first"
+    assert "Tables dropped with their rows: platform.databases; their rows are in the backup." in back.summary()
     assert platform.database.scalar("SELECT count(*) FROM pg_policies WHERE schemaname = 'platform'") == 0
     assert platform.database.scalar("SELECT to_regclass('platform.databases')") is None
 

@@ -142,3 +142,29 @@ def test_a_rollback_of_a_database_without_a_ledger_is_an_error(project: Workplac
         "rollback.yml", "-i", "prod", "-e", "surefoot_to=005_create_audit_logs", env=platform.environment
     )
     _refused(outcome, ("has no ledger", "Check surefoot_database_url"), platform)
+
+
+def test_a_run_without_a_migration_set_is_an_error(workplace: Workplace, platform: Platform) -> None:
+    (workplace.directory / "hosts").write_text("[databases]\nplatform ansible_connection=local\n", encoding="utf-8")
+    outcome = workplace.playbook("surefoot.dbops.migrate", "-i", "hosts", "-vvv", env=platform.environment)
+    _refused(outcome, ("no migration set is given", "Set surefoot_migrations"), platform)
+
+
+def test_a_run_without_an_address_goes_nowhere(workplace: Workplace, platform: Platform) -> None:
+    (workplace.directory / "hosts").write_text("[databases]\nplatform ansible_connection=local\n", encoding="utf-8")
+    env = {
+        **platform.environment,
+        "PGHOST": platform.database.server.host,
+        "PGPORT": str(platform.database.server.port),
+    }
+    outcome = workplace.playbook("surefoot.dbops.migrate_006", "-i", "hosts", "-vvv", env=env)
+    _refused(outcome, ("no database is given", "Set surefoot_database_url"), platform)
+
+
+def test_a_misspelt_choice_is_refused_before_anything_connects(project: Workplace, platform: Platform) -> None:
+    outcome = project.playbook(
+        "migrate_006.yml", "-i", "prod", "-e", "surefoot_on_drift=ignore", env=platform.environment
+    )
+    _refused(outcome, (), platform)
+    assert "value of surefoot_on_drift must be one of: fail, warn, got: ignore" in outcome.output
+    assert not (project.directory / "surefoot-runs").exists()

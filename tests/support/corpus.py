@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The SQL files the splitter is tried on. Those whose bytes no checkout keeps as they are get written when asked for."""
+"""The SQL files the splitter is tried on; those whose bytes no checkout keeps as they are get written here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _WRITTEN = _ROOT / "build" / "corpus"
 _ODD_BYTES = {
     "byte_order_mark.sql": b"\xef\xbb\xbf-- first line\nselect 'with a byte order mark';\n",
     "crlf.sql": (
-        b"create table crlf_t (a text);\r\ninsert into crlf_t values ('one\r\ntwo'); -- c\r\n/* x\r\n*/ select 1\r\n;\r\n"
+        b"create table crlf_t (a text);\r\ninsert into crlf_t values ('one\r\ntwo'); -- c\r\n"
+        b"/* x\r\n*/ select 1\r\n;\r\n"
         b"copy crlf_t from stdin;\r\nrow\r\n\\.\r\nselect $$a\r\nb$$;\r\n"
     ),
     "lone_return.sql": (

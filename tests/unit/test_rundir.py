@@ -87,6 +87,18 @@ def test_check_mode_tells_what_a_run_would_do() -> None:
     assert "A run would apply: a." in describe(summary, rollback_hint="")[0]
 
 
+def test_a_rollback_names_the_tables_that_went_and_where_their_rows_are() -> None:
+    plan = {"migrations": [{"id": "a", "loses": ["s.t"]}, {"id": "b", "loses": ["s.u"]}, {"id": "c", "loses": ["s.t"]}]}
+    results = {
+        "plan": plan,
+        "backup": {"backup": {"path": "/b/1", "manifest_sha256": "00ff"}},
+        "migration": {"rolled_back": ["c", "a"]},
+    }
+    text = "\n".join(describe(_summary(results, action="rollback"), rollback_hint="undo"))
+    assert "Tables dropped with their rows: s.t; their rows are in the backup." in text
+    assert "To roll back" not in text
+
+
 def test_success_names_backup_and_way_back() -> None:
     results = {
         "plan": {"pending": ["a"]},
@@ -95,7 +107,7 @@ def test_success_names_backup_and_way_back() -> None:
         "verification": {"checks": [{"name": "c", "passed": True}]},
     }
     text = "\n".join(describe(_summary(results), rollback_hint="ansible-playbook rollback.yml"))
-    for part in ("1 migration applied", "3 statements, 500 ms, 2 attempts", "1 checks, all passed", "/b/1", "00ff"):
+    for part in ("1 migration applied", "3 statements, 500 ms, 2 attempts", "1 check, all passed", "/b/1", "00ff"):
         assert part in text
     assert "taken before this run" in text
     assert text.endswith("To roll back: ansible-playbook rollback.yml")
