@@ -330,7 +330,12 @@ def standby(server: PgServer) -> t.Iterator[dict[str, t.Any]]:
 
     try:
         program("pg_basebackup", "-h", server.host, "-p", str(server.port), "-U", "postgres", "-D", data, "-R", "-c", "fast", "--no-sync")
-        options = f"-p {port} -k {directory} -c listen_addresses="
+        # A standby must not have less of these than its primary.
+        names = "max_connections max_prepared_transactions max_worker_processes max_wal_senders max_locks_per_transaction"
+        with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", (names.split(),))
+            settings = " ".join(f"-c {name}={setting}" for name, setting in cursor.fetchall())
+        options = f"-p {port} -k {directory} -c listen_addresses= {settings}"
         program("pg_ctl", "-D", data, "-o", options, "-l", f"{directory}/log", "-w", "start")
         try:
             yield {"login_unix_socket": directory, "login_port": port, "login_user": "postgres"}
