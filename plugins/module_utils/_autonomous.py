@@ -59,6 +59,9 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
     try:
         yield
     finally:
+        # The end of a session can take a while, and frees its locks only then.
+        with contextlib.suppress(psycopg2.Error, SurefootError):
+            worker.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
         worker.close()  # frees the lock, whatever state the session is in
 
 
@@ -103,9 +106,19 @@ class Autonomous:
             self._mark(migration, number, WHOLE_STEP, "done", digest)
 
     def _mark(
-        self, migration: Migration, step: int, statement: int, state: str, digest: str, oid: int | None = None
+        self,
+        migration: Migration,
+        step: int,
+        statement: int,
+        state: str,
+        digest: str,
+        oid: int | None = None,
+        *,
+        final: bool = False,
     ) -> None:
-        self._worker.execute(
+        """:param final: of what took effect already, so that no stop may keep it from being recorded"""
+        send = self._worker.record if final else self._worker.execute
+        send(
             self._ledger.progress_sql(
                 self._worker.connection, migration.id, self._action, step, statement, state, digest, object_oid=oid
             )
@@ -139,10 +152,7 @@ class Autonomous:
                 if names:
                     load_secrets(worker.connection, names, self._options.secrets)
                 with watch.statement(may_block=kind.may_block):
-                    if statement.copy_data is not None:
-                        worker.copy(text, statement.copy_data)
-                    else:
-                        worker.execute(text)
+                    self._context.execute(statement, kind, text)
                 self._mark(migration, number, statement.index, "done", fingerprint)
                 if kind.may_block:
                     self._context.within_budget()
@@ -256,8 +266,11 @@ class Autonomous:
                 if after.action != nontransactional.DONE:
                     raise LedgerError(f"the index is not valid after it was built: {after.reason}", location=location)
 
-        self._context.with_retries(migration, limits, attempt)
-        self._mark(migration, number, statement.index, "done", fingerprint)
+        if target is not None or kind.tag in nontransactional.RERUNNABLE or nontransactional.in_catalog(kind.tag):
+            self._context.with_retries(migration, limits, attempt)
+        else:
+            attempt(1)  # a procedure that met a deadlock may have committed a part
+        self._mark(migration, number, statement.index, "done", fingerprint, final=True)
 
     def _unbounded(
         self, text: str, deadline: float, lock_timeout: str, location: Location, statement: Statement

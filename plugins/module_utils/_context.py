@@ -29,13 +29,19 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._journal import Jou
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, Ledger
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Limits, Migration, SqlStep
 from ansible_collections.surefoot.dbops.plugins.module_utils._remedies import remedy_for
-from ansible_collections.surefoot.dbops.plugins.module_utils._script import Script, inspect
+from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
+    Script,
+    StatementClass,
+    classify,
+    inspect,
+    may_return_many_rows,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Step
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
 from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import Worker, open_session
+from ansible_collections.surefoot.dbops.plugins.module_utils._worker import DRAIN_PREFIX, Worker, open_session
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -154,6 +160,15 @@ class Context:
             file=step.path,
         )
 
+    def execute(self, statement: Statement, kind: StatementClass, text: str) -> None:
+        """Send one statement of a file; no row it returns is kept."""
+        if statement.copy_data is not None:
+            self.worker.copy(text, statement.copy_data)
+        elif may_return_many_rows(statement, kind):
+            self.worker.drain(text)
+        else:
+            self.worker.execute(text)
+
     def within_budget(self) -> float | None:
         """Seconds of the lock budget that are left; None while nothing that blocks others is held."""
         watch = self.watch
@@ -175,7 +190,8 @@ class Context:
         place = location
         offset = getattr(getattr(exc, "diag", None), "statement_position", None)
         if statement is not None and offset and not statement.variables:
-            place = statement.location(int(offset) - 1)
+            sent_before = len(DRAIN_PREFIX) if may_return_many_rows(statement, classify(statement)) else 0
+            place = statement.location(int(offset) - 1 - sent_before)
         primary = getattr(exc.diag, "message_primary", None) or ""
         hint = getattr(exc.diag, "message_hint", None)
         return sql_error(

@@ -28,6 +28,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
     sql_error,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import LedgerError, PlanError, SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._remedies import remedy_for
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import to_plain
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -130,6 +131,7 @@ _START_RUN = """
 INSERT INTO {s}.runs (run_id, set_name, action, os_user, host, requested_by, approved_by, server_version)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (run_id) DO UPDATE SET action = excluded.action, finished_at = NULL, outcome = NULL
+RETURNING catalog_fingerprint IS NOT NULL
 """
 _FINISH_RUN = """
 UPDATE {s}.runs
@@ -350,7 +352,8 @@ class Ledger:
                     remedy=f"GRANT CREATE ON DATABASE to it, or have an administrator run: CREATE SCHEMA {self.schema}"
                     " AUTHORIZATION <role>.",
                 ) from None
-            raise sql_error(exc, statement="CREATE SCHEMA (ledger)") from None
+            remedy = remedy_for(exc.pgcode, exc.diag.message_primary or "")
+            raise sql_error(exc, statement="CREATE SCHEMA (ledger)", remedy=remedy) from None
 
     def read(self, connection: Connection) -> State:
         """What is applied, what is half done, and the catalog mark."""
@@ -394,8 +397,11 @@ class Ledger:
             names = [column.name for column in cursor.description or ()]
             return [to_plain(dict(zip(names, row))) for row in cursor.fetchall()]
 
-    def start_run(self, connection: Connection, action: str, actor: Actor) -> None:
-        """Record that this run began. A run id that is already there continues it: a split run has one id."""
+    def start_run(self, connection: Connection, action: str, actor: Actor) -> bool:
+        """Record that this run began. A run id that is already there continues it: a split run has one id.
+
+        Returns whether an earlier part of it left a catalog mark, which the end of this part must renew.
+        """
         with connection.cursor() as cursor:
             cursor.execute(
                 self._sql(connection, _START_RUN),
@@ -410,6 +416,7 @@ class Ledger:
                     connection.server_version,
                 ),
             )
+            return bool((cursor.fetchone() or (False,))[0])
 
     def finish_run(self, connection: Connection, outcome: str, catalog: Catalog | None) -> None:
         """Record how this run ended, with the catalog as it is now when something was changed."""

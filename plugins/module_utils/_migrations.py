@@ -43,6 +43,10 @@ with contextlib.suppress(ImportError):  # reported by _connection.require_driver
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+# How often the runner lock is looked at, in seconds. Should it be lost in between, the worker lock and the ledger's
+# primary key still keep two runners apart.
+_HEARTBEAT = 0.25
+
 
 class Migrations:
     """Applies or rolls back single migrations. The control connection reads progress and records failures."""
@@ -58,6 +62,7 @@ class Migrations:
         self._transactions = Transactions(context)
         self._autonomous = Autonomous(context)
         self._backfills = Backfills(context)
+        self._alive = 0.0
 
     def carry_out(self, migration: Migration) -> None:
         """All steps of one migration, from where an earlier run stopped; then its checks."""
@@ -161,6 +166,9 @@ class Migrations:
     def _heartbeat(self) -> None:
         """The runner lock lives on this connection; without it nothing may begin."""
         self._worker.check_stop()
+        if time.monotonic() - self._alive < _HEARTBEAT:
+            return
+        self._alive = time.monotonic()
         try:
             with self._control.cursor() as cursor:
                 cursor.execute("SELECT 1")

@@ -26,10 +26,11 @@ RERUNNABLE = frozenset(
     {
         "VACUUM",
         "CLUSTER",
-        "ANALYZE",
-        "REINDEX",
+        "REINDEX SCHEMA",
+        "REINDEX DATABASE",
+        "REINDEX SYSTEM",
         "ALTER SYSTEM",
-        "ALTER DATABASE SET TABLESPACE",
+        "ALTER DATABASE",
         "DISCARD ALL",
     }
 )
@@ -179,16 +180,24 @@ _JUDGES: dict[str, t.Callable[[Connection, ConcurrentTarget, bool, Location], Ve
 }
 
 
+_OF_CATALOG = {
+    "DATABASE": ("pg_database", "datname"),
+    "TABLESPACE": ("pg_tablespace", "spcname"),
+    "SUBSCRIPTION": ("pg_subscription", "subname"),
+}
+
+
+def in_catalog(tag: str) -> bool:
+    """Whether the catalog tells if it took effect; its error then means that it did not."""
+    verb, _space, kind = tag.partition(" ")
+    return verb in ("CREATE", "DROP") and kind in _OF_CATALOG
+
+
 def catalog_says_done(connection: Connection, tag: str, name: str | None) -> bool | None:
     """Whether an intended statement of another kind took effect, where the catalog can tell; None where it cannot."""
-    catalogs = {
-        "DATABASE": ("pg_database", "datname"),
-        "TABLESPACE": ("pg_tablespace", "spcname"),
-        "SUBSCRIPTION": ("pg_subscription", "subname"),
-    }
-    verb, _space, kind = tag.partition(" ")
-    if kind not in catalogs or verb not in ("CREATE", "DROP") or not name:
+    if not in_catalog(tag) or not name:
         return None
-    catalog, column = catalogs[kind]
+    verb, _space, kind = tag.partition(" ")
+    catalog, column = _OF_CATALOG[kind]
     there = _row(connection, f"SELECT 1 FROM pg_catalog.{catalog} WHERE {column} = %s", name) is not None
     return there if verb == "CREATE" else not there

@@ -82,7 +82,10 @@ class AncestorWatch:
 
 @contextlib.contextmanager
 def _signals_to(handler: t.Callable[[int, types.FrameType | None], None]) -> t.Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else the user said so, with nohup
+        wanted.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:

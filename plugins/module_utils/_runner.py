@@ -60,6 +60,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._process import run
 from ansible_collections.surefoot.dbops.plugins.module_utils._remedies import remedy_for
 from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
     Script,
+    executable,
     inspect,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
@@ -137,7 +138,7 @@ class Runner:
                 self._check_catalog_drift(control, state)
                 if not state.exists:
                     self._ledger.create(control)
-                self._ledger.start_run(control, self._action, self._options.actor)
+                self._journal.touched = self._ledger.start_run(control, self._action, self._options.actor)
                 self._carry_out(control)
 
     def _carry_out(self, control: Connection) -> None:
@@ -196,8 +197,8 @@ class Runner:
             "pending": pending,
             "manual": [{"id": m.id, "reason": m.manual} for m in self._selection.manual],
             "migrations": journal.done,
-            "statements": journal.slowest(),
-            "statement_count": len(journal.statements),
+            "statements": journal.shown(),
+            "statement_count": journal.statement_count,
             "retries": journal.retries,
             "checks": [result.to_dict() for result in journal.checks],
             "drift": [item.to_dict() for item in journal.drift],
@@ -206,8 +207,8 @@ class Runner:
         }
         if self._options.show_text:
             results["diff"] = self._diff()
-        if self._options.run_dir and journal.statements:
-            append_lines(os.path.join(self._options.run_dir, "statements.jsonl"), journal.statements)
+        if self._options.run_dir and journal.statement_count:
+            append_lines(os.path.join(self._options.run_dir, "statements.jsonl"), journal.remembered())
         return results
 
     def _evidence(self) -> list[Evidence]:
@@ -225,7 +226,7 @@ class Runner:
                     measured=done,
                     required=required,
                     source="ledger",
-                    details={"retries": len(journal.retries), "statements": len(journal.statements)},
+                    details={"retries": len(journal.retries), "statements": journal.statement_count},
                 )
             )
         held = [item["lock_held_seconds"] for item in journal.done if item.get("lock_held_seconds") is not None]
@@ -300,7 +301,7 @@ class Runner:
             raise PlanError(
                 f"{step.file} uses the variable {missing[0]}, which has no value",
                 remedy=f"Give it in {kind}; if it is no variable, put a space after the colon.",
-                location=Location(step.path),
+                location=_first_use(step, script, missing[0]),
             )
 
     def _check_file_drift(self, state: State) -> None:
@@ -438,3 +439,14 @@ def _describe_holders(holders: t.Sequence[t.Mapping[str, t.Any]]) -> str:
         f"since {h['since']})"
         for h in holders
     )
+
+
+def _first_use(step: SqlStep, script: Script, name: str) -> Location:
+    for statement, _kind in executable(step.path, script):
+        for reference in statement.variables:
+            if reference.name == name:
+                return Location(step.path, *statement.location_of(reference.offset))
+        if statement.copy_data is not None:
+            while statement.copy_data.read(65536):
+                pass
+    return Location(step.path)

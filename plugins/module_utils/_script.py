@@ -426,6 +426,17 @@ def _refresh(words: list[str], statement: Statement) -> StatementClass:
     return StatementClass("REFRESH MATERIALIZED VIEW")
 
 
+def may_return_many_rows(statement: Statement, entry: StatementClass) -> bool:
+    """A query that reads something and writes nothing, so that its rows can be streamed by COPY (query) TO STDOUT."""
+    if entry.tag not in ("SELECT", "WITH", "TABLE") or (entry.tag != "TABLE" and b"from" not in statement.raw.lower()):
+        return False
+    words = {token.value for token in statement.tokens() if token.kind == "word"}
+    return not words & _WRITING_WORDS
+
+
+_WRITING_WORDS = _names("insert update delete merge into")
+
+
 def _select(words: list[str], statement: Statement) -> StatementClass:
     first = next((word for word in words if word != "("), "").upper()
     calls = len(statement.head) == 64 or any(

@@ -75,10 +75,10 @@ class Transactions:
 
     def run(self, works: t.Sequence[Work], limits: Limits, attempts: Attempts) -> None:
         """Attempts until it is done, the attempts or the deadline run out, or an error no retry can mend."""
-        mark = len(self._journal.statements)
+        mark = self._journal.mark(work.migration for work in works)
 
         def attempt(number: int) -> None:
-            del self._journal.statements[mark:]
+            self._journal.undo(mark)
             attempts.number = number
             attempts.held = self._attempt(works, limits, number)
 
@@ -126,9 +126,9 @@ class Transactions:
     def _begin(self, works: t.Sequence[Work], limits: Limits) -> None:
         worker = self._worker
         modes = self._modes(works)
+        # The limits are in force already: the session was started with them.
         got = worker.fetch(
-            f"BEGIN {modes or ''}; {_arm(limits)} SELECT "
-            f"pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
+            f"BEGIN {modes or ''}; SELECT pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
         )
         if not got[0][0]:
             raise OrphanBusy()
@@ -167,10 +167,7 @@ class Transactions:
             clock = time.monotonic()
             try:
                 with watch.statement(may_block=kind.may_block):
-                    if statement.copy_data is not None:
-                        worker.copy(text, statement.copy_data)
-                    else:
-                        worker.execute(text)
+                    self._context.execute(statement, kind, text)
             except psycopg2.Error as exc:
                 if watch.over_budget or (
                     exc.pgcode == "57014" and left is not None and left < limits.statement_timeout
@@ -184,7 +181,7 @@ class Transactions:
                     location=statement.location(),
                 )
             self._journal.statement(work.migration, step, statement, kind, time.monotonic() - clock)
-            if kind.disarms:
+            if kind.disarms or kind.session == "unknown":
                 self._rearm(kind, limits, statement)
 
     def _rearm(self, kind: StatementClass, limits: Limits, statement: Statement) -> None:
@@ -192,7 +189,7 @@ class Transactions:
         stays."""
         ours = {"lock_timeout": limits.lock_timeout, "statement_timeout": limits.statement_timeout}
         for name, limit in ours.items():
-            if name not in kind.disarms:
+            if name not in kind.disarms and kind.session != "unknown":  # a DO block can set anything
                 continue
             value = self._worker.fetch(
                 f"SELECT extract(epoch FROM pg_catalog.current_setting('{name}')::pg_catalog.interval)::float8"
@@ -240,7 +237,8 @@ class Transactions:
         parts = ["SET CONSTRAINTS ALL IMMEDIATE"]
         if work.script is not None and work.script.needs_fresh_connection:
             parts.append("RESET SESSION AUTHORIZATION; RESET ROLE")
-        parts.append("SET LOCAL synchronous_commit = on")
+        # The records are written with the task's own rights: nothing a file's search_path leads to may run with them.
+        parts.append("SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL synchronous_commit = on")
         return parts
 
     def _commit(self, work: Work, xid: str) -> None:

@@ -24,18 +24,19 @@ with contextlib.suppress(ImportError):  # reported by _connection.require_driver
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# Modes that conflict with ROW EXCLUSIVE, which every INSERT, UPDATE and DELETE takes (PostgreSQL manual, table 13.2).
-# ACCESS EXCLUSIVE also conflicts with the ACCESS SHARE of a SELECT.
-_BLOCKING_MODES = ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 _SAMPLE_SECONDS = 0.05
 
+# The modes are those that conflict with ROW EXCLUSIVE, which every INSERT, UPDATE and DELETE takes (PostgreSQL manual,
+# table 13.2); ACCESS EXCLUSIVE also conflicts with the ACCESS SHARE of a SELECT.
 # Seen from another session, relations the worker has just created are not in pg_class: what remains existed before.
-_HOLDS = """
+_PREPARE_HOLDS = """
+PREPARE surefoot_holds (integer) AS
 SELECT n.nspname || '.' || c.relname, l.mode
 FROM pg_catalog.pg_locks l
 JOIN pg_catalog.pg_class c ON c.oid = l.relation
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE l.pid = %s AND l.granted AND l.locktype = 'relation' AND l.mode = ANY (%s) AND n.nspname !~ '^pg_'
+WHERE l.pid = $1 AND l.granted AND l.locktype = 'relation' AND n.nspname !~ '^pg_'
+  AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 """
 _BLOCKERS = """
 SELECT b.pid, a.usename, a.application_name, a.client_addr::text, a.backend_type, a.state,
@@ -91,6 +92,7 @@ class LockWatch:
         self._budget = budget
         self._cancel = cancel
         self._pid = 0
+        self._prepared = False
         self._statement_started: float | None = None
         self._last_clear = 0.0
         self._lock = threading.Lock()
@@ -169,7 +171,10 @@ class LockWatch:
                 return
             now = time.monotonic()
             with self._connection.cursor() as cursor:
-                cursor.execute(_HOLDS, (pid, list(_BLOCKING_MODES)))
+                if not self._prepared:
+                    cursor.execute(_PREPARE_HOLDS)
+                    self._prepared = True
+                cursor.execute(f"EXECUTE surefoot_holds({pid})")
                 held = {str(name): str(mode) for name, mode in cursor.fetchall()}
             if held:
                 self.held.update(held)

@@ -37,6 +37,16 @@ _CHECK_CLIENT = {"client_connection_check_interval": "2s"}
 _NO_IDLE_LIMITS = {"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"}
 
 
+DRAIN_PREFIX = "COPY ("
+
+
+class _Nothing:
+    """A file that forgets."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
 class CommitLost(Exception):
     """The connection died after COMMIT was sent: the transaction may be committed, aborted or still in progress."""
 
@@ -82,7 +92,7 @@ class Worker:
         self._settings: dict[str, str] = {}
         self._used = False
         self._tainted = False
-        self._committing = False
+        self._uncancelled = False
         self._guard = threading.Lock()
         self._stop_reason: str | None = None
         self._stopped = threading.Event()
@@ -143,10 +153,33 @@ class Worker:
             cursor.execute(text)
             return list(cursor.fetchall()) if cursor.description else []
 
+    def drain(self, query: str) -> None:
+        """Run a query to its last row and keep none: the driver would hold the whole result in memory.
+
+        An error's position counts from the beginning of what is sent, which is ``DRAIN_PREFIX`` and the query.
+        """
+        with self._interruptible() as cursor:
+            # The query may end in a comment.
+            cursor.copy_expert(f"{DRAIN_PREFIX}{query}\n) TO STDOUT", _Nothing())
+
     def copy(self, text: str, stream: t.Any) -> None:
         """Run a COPY ... FROM STDIN with the data of a file-like object."""
         with self._interruptible() as cursor:
             cursor.copy_expert(text, stream)
+
+    def record(self, text: str) -> None:
+        """Send a record of what the server has already done: a stop neither refuses nor cancels it.
+
+        :raises psycopg2.Error: what the server says
+        """
+        with self._guard:
+            self._uncancelled = True
+        try:
+            with self.connection.cursor() as cursor:
+                cursor.execute(text)
+        finally:
+            with self._guard:
+                self._uncancelled = False
 
     @contextlib.contextmanager
     def _interruptible(self) -> t.Iterator[t.Any]:
@@ -172,7 +205,7 @@ class Worker:
         """
         with self._guard:
             self.check_stop()
-            self._committing = True
+            self._uncancelled = True
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute("COMMIT")
@@ -184,7 +217,7 @@ class Worker:
             raise
         finally:
             with self._guard:
-                self._committing = False
+                self._uncancelled = False
         if status != "COMMIT":
             raise sql_error(psycopg2.InternalError(f"the server answered {status} to COMMIT"))
 
@@ -216,7 +249,7 @@ class Worker:
     def cancel_statement(self) -> None:
         """Cancel the statement that runs now, if one does."""
         with self._guard:
-            if self._connection is None or self._committing or self._connection.closed:
+            if self._connection is None or self._uncancelled or self._connection.closed:
                 return
             with contextlib.suppress(psycopg2.Error):
                 self._connection.cancel()

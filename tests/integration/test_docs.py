@@ -244,7 +244,9 @@ def test_stopping_from_the_server_leaves_what_the_page_says(plan: MigrationSet, 
     assert run(plan, database)["applied"] == ["003"]
 
 
-def test_a_run_without_its_control_connection_ends_and_records_no_outcome(plan: MigrationSet, database: Database) -> None:
+def test_a_run_without_its_control_connection_ends_and_records_no_outcome(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.file("001_create_customers.sql", "CREATE TABLE customers (id int);\nSELECT pg_sleep(1);")
     job = Background(lambda: fails(ConnectionFailed, plan, database))
     wait_until(lambda: worker_running(database, "pg_sleep"), "the worker works")

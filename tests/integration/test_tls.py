@@ -40,7 +40,11 @@ class Tls(t.NamedTuple):
 
 def block(language: str, containing: str) -> str:
     """The code block of the page that contains this text."""
-    found = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S) if containing in text]
+    found = [
+        text
+        for text in re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+        if containing in text
+    ]
     assert len(found) == 1
     return str(found[0])
 
