@@ -140,18 +140,16 @@ WHERE run_id = %s
 """
 # {change} is one of the two below. The primary key of applied is the last guard of "exactly once".
 _SUCCEEDED = """
-WITH attempt AS (
-    INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256, token_sha256,
-                              executed_text, text_bytes, attempts, xid)
-    VALUES (%(run)s, %(set)s, %(id)s, %(action)s, 'succeeded', %(started)s, %(raw)s, %(token)s, %(text)s, %(size)s,
-            %(tries)s, pg_catalog.pg_current_xact_id())
-    RETURNING attempt_id
-), change AS ({change})
+INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256, token_sha256,
+                          executed_text, text_bytes, attempts, xid)
+VALUES (%(run)s, %(set)s, %(id)s, %(action)s, 'succeeded', %(started)s, %(raw)s, %(token)s, %(text)s, %(size)s,
+        %(tries)s, pg_catalog.pg_current_xact_id());
+{change};
 SELECT pg_catalog.pg_current_xact_id()::text
 """
 _MAKE_APPLIED = """
 INSERT INTO {s}.applied (set_name, migration_id, attempt_id, raw_sha256, token_sha256)
-SELECT %(set)s, %(id)s, attempt_id, %(raw)s, %(token)s FROM attempt
+VALUES (%(set)s, %(id)s, pg_catalog.lastval(), %(raw)s, %(token)s)
 """
 _MAKE_UNAPPLIED = "DELETE FROM {s}.applied WHERE set_name = %(set)s AND migration_id = %(id)s"
 _FAILED = """
@@ -434,7 +432,7 @@ class Ledger:
     def record_applied_sql(
         self, connection: Connection, migration_id: str, action: str, text: Text, started: datetime.datetime, tries: int
     ) -> str:
-        """One statement that records the attempt, makes the migration applied or no longer so, and returns the
+        """Statements that record the attempt, make the migration applied or no longer so, and return the
         transaction id."""
         sql = _SUCCEEDED.replace("{change}", _MAKE_UNAPPLIED if action == "rollback" else _MAKE_APPLIED)
         with connection.cursor() as cursor:

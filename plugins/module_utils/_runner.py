@@ -223,8 +223,8 @@ class Runner:
                     criterion=f"migration.{'rolled_back' if self._action == 'rollback' else 'applied'}",
                     phase="rollback" if self._action == "rollback" else "apply",
                     verdict=verdict(done == required),
-                    measured=done,
-                    required=required,
+                    measured=_brief(done),
+                    required=_brief(required),
                     source="ledger",
                     details={"retries": len(journal.retries), "statements": journal.statement_count},
                 )
@@ -415,6 +415,11 @@ class Runner:
             worker.fetch(self._ledger.record_applied_sql(worker.connection, migration.id, "baseline", text, now(), 1))
             worker.commit()
             self._journal.finished(migration, 0.0, 1, None)
+
+
+def _brief(ids: t.Sequence[str]) -> t.Any:
+    """The names, or of very many their number and ends: the ledger has them all."""
+    return list(ids) if len(ids) <= 100 else {"count": len(ids), "first": ids[0], "last": ids[-1]}
 
 
 def _lock_holders(connection: Connection, key: int) -> list[dict[str, t.Any]]:
