@@ -57,6 +57,7 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
             )
         worker.sleep(BUSY_POLL / 5)
     try:
+        context.require_runner_lock()
         yield
     finally:
         # The end of a session can take a while, and frees its locks only then.
@@ -152,7 +153,7 @@ class Autonomous:
                 if names:
                     load_secrets(worker.connection, names, self._options.secrets)
                 with watch.statement(may_block=kind.may_block):
-                    self._context.execute(statement, kind, text)
+                    self._context.execute(migration, statement, kind, text)
                 self._mark(migration, number, statement.index, "done", fingerprint)
                 if kind.may_block:
                     self._context.within_budget()

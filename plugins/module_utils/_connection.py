@@ -73,8 +73,10 @@ _KEY_VALUE = re.compile(
     r"(?i)\b((?:[a-z_]*password|passwd|pwd|secret|token|api_?key|sslpassword)\s*(?:=|:)\s*)('(?:[^'\\]|\\.|'')*'|\"[^\"]*\"|[^\s&,;)'\"]+)"
 )
 _PASSWORD_LITERAL = re.compile(
-    r"(?is)\b((?:encrypted\s+)?password\s+)(e?'(?:[^'\\]|\\.|'')*'|\$([A-Za-z_]*)\$.*?\$\3\$)"
+    r"(?is)\b((?:encrypted\s+)?password\s+)(e?'(?:[^'\\]|\\.|'')*(?:'|\Z)|\$([A-Za-z_]*)\$.*?\$\3\$)"
 )
+# Inside a connection string, which is a literal of SQL such as that of CREATE SUBSCRIPTION.
+_CONNINFO = re.compile(r"(?i)\b((?:ssl)?password=)([^\s'\";]+)")
 _MASK = "***"
 
 _secrets: set[str] = set()
@@ -94,6 +96,7 @@ def redact_sql(text: str) -> str:
     masked."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, _MASK)
+    text = _CONNINFO.sub(rf"\g<1>{_MASK}", text)
     return _PASSWORD_LITERAL.sub(rf"\g<1>'{_MASK}'", _URL_USERINFO.sub(rf"\g<1>{_MASK}@", text))
 
 

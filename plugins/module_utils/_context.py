@@ -36,11 +36,11 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
     inspect,
     may_return_many_rows,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render
+from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded, render
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Step
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
-from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch
+from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch, runner_lock_lost
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import DRAIN_PREFIX, Worker, open_session
 
 if t.TYPE_CHECKING:
@@ -115,6 +115,16 @@ class Context:
     variables: t.Mapping[str, t.Any]
     scripts: dict[str, Script]
     timeline: str
+    control_pid: int
+
+    def require_runner_lock(self) -> None:
+        """To be called under the worker lock, which the next run must get before it reads the ledger: as long as the
+        control session still holds the runner lock at this moment, nobody has gone on where this run is about to.
+
+        :raises ConnectionFailed: the control session lost the runner lock
+        """
+        if not self.worker.fetch(self.ledger.runner_lock_sql(self.control_pid))[0][0]:
+            raise runner_lock_lost()
 
     def steps_of(self, migration: Migration) -> tuple[Step, ...]:
         return migration.steps if self.action != "rollback" else tuple(migration.rollback or ())
@@ -160,10 +170,24 @@ class Context:
             file=step.path,
         )
 
-    def execute(self, statement: Statement, kind: StatementClass, text: str) -> None:
+    def execute(self, migration: Migration, statement: Statement, kind: StatementClass, text: str) -> None:
         """Send one statement of a file; no row it returns is kept."""
         if statement.copy_data is not None:
             self.worker.copy(text, statement.copy_data)
+        elif (
+            self.options.secrets
+            and (
+                guard := guarded(
+                    statement,
+                    text,
+                    secrets=self.options.secrets,
+                    settings=migration.session_settings,
+                    connection=self.worker.connection,
+                )
+            )
+            != text
+        ):
+            self.worker.execute(guard)
         elif may_return_many_rows(statement, kind):
             self.worker.drain(text)
         else:
@@ -271,6 +295,13 @@ def timeline_of(connection: Connection) -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8)")
         return str((cursor.fetchone() or ("",))[0])
+
+
+def server_pid(connection: Connection) -> int:
+    """The server's process of this session; behind a pooler the driver knows another number."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+        return int((cursor.fetchone() or (0,))[0])
 
 
 def now() -> datetime.datetime:

@@ -110,7 +110,7 @@ INSERT INTO {s}.meta (key, value) VALUES ('format', '{format}');
 """
 
 _APPLIED = "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = %s"
-_PARTIAL = "SELECT DISTINCT migration_id FROM {s}.progress WHERE set_name = %s AND action = 'deploy'"
+_BEGUN = "SELECT DISTINCT migration_id, action FROM {s}.progress WHERE set_name = %s"
 _MARK = """
 SELECT r.run_id, r.finished_at, r.catalog_fingerprint, r.catalog_entries, r.server_version,
        (SELECT c.run_id FROM {s}.runs c WHERE c.outcome IS NULL AND c.started_at >= r.started_at
@@ -157,7 +157,15 @@ INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, start
                           text_bytes, attempts, error)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
-_IS_APPLIED = "SELECT 1 FROM {s}.applied WHERE set_name = %s AND migration_id = %s"
+_IS_RECORDED = """
+SELECT 1 FROM {s}.attempts
+WHERE set_name = %s AND migration_id = %s AND action = %s AND outcome = 'succeeded' AND xid = %s::xid8
+"""
+_IS_STEP_RECORDED = """
+SELECT 1 FROM {s}.progress
+WHERE set_name = %s AND migration_id = %s AND action = %s AND step = %s AND statement = -1 AND state = 'done'
+      AND run_id = %s
+"""
 _PROGRESS = """
 SELECT step, statement, state, text_sha256, object_oid, rows, position, tries
 FROM {s}.progress WHERE set_name = %s AND migration_id = %s AND action = %s
@@ -220,6 +228,7 @@ class State:
     exists: bool
     applied: t.Mapping[str, AppliedMigration] = dataclasses.field(default_factory=dict)
     partial: frozenset[str] = frozenset()
+    undoing: frozenset[str] = frozenset()  # their rollback was begun and is not finished
     mark: CatalogMark | None = None
     # A run that began after the mark and never recorded its end; it may have changed the catalog.
     cut_off: str | None = None
@@ -365,10 +374,12 @@ class Ledger:
                 )
                 applied = {row[0]: AppliedMigration(*row) for row in cursor.fetchall()}
                 cursor.execute(
-                    self._sql(connection, _PARTIAL),
+                    self._sql(connection, _BEGUN),
                     (self.set_name,),
                 )
-                partial = frozenset(str(row[0]) for row in cursor.fetchall()) - set(applied)
+                begun = cursor.fetchall()
+                partial = frozenset(str(row[0]) for row in begun if row[1] == "deploy") - set(applied)
+                undoing = frozenset(str(row[0]) for row in begun if row[1] == "rollback")
                 cursor.execute(self._sql(connection, _MARK))
                 row = cursor.fetchone()
         except psycopg2.Error as exc:
@@ -377,7 +388,7 @@ class Ledger:
         # How definitions are printed differs between major versions: an upgrade is no drift.
         same_major = row is not None and row[4] // 10000 == connection.server_version // 10000
         mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and same_major and not cut_off else None
-        return State(True, applied, partial, mark, cut_off)
+        return State(True, applied, partial, undoing, mark, cut_off)
 
     def _unreadable(self, exc: t.Any) -> SurefootError:
         return LedgerError(
@@ -452,6 +463,15 @@ class Ledger:
                 },
             ).decode("utf-8")
 
+    def runner_lock_sql(self, pid: int) -> str:
+        """Query whether this server process holds the runner lock now."""
+        key = self.runner_key & 0xFFFFFFFFFFFFFFFF
+        return (
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            " AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+            f" AND classid = {key >> 32} AND objid = {key & 0xFFFFFFFF} AND pid = {int(pid)})"
+        )
+
     def clear_progress_sql(self, connection: Connection, migration_id: str) -> str:
         """Statement that forgets the step records of a migration that is wholly applied or rolled back."""
         with connection.cursor() as cursor:
@@ -490,12 +510,20 @@ class Ledger:
                 ),
             )
 
-    def is_applied(self, connection: Connection, migration_id: str) -> bool:
-        """Whether the migration is recorded as applied now; decides when a connection died at COMMIT."""
+    def is_recorded(self, connection: Connection, migration_id: str, action: str, xid: str) -> bool:
+        """Whether the record this transaction wrote is there; decides when a connection died at COMMIT.
+
+        Not whether the migration is applied: that a half-applied one is not says nothing about its rollback.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(self._sql(connection, _IS_RECORDED), (self.set_name, migration_id, action, xid))
+            return cursor.fetchone() is not None
+
+    def is_step_recorded(self, connection: Connection, migration_id: str, action: str, step: int) -> bool:
+        """The same for a step that is not the last one; steps that were done before this run are not run again."""
         with connection.cursor() as cursor:
             cursor.execute(
-                self._sql(connection, _IS_APPLIED),
-                (self.set_name, migration_id),
+                self._sql(connection, _IS_STEP_RECORDED), (self.set_name, migration_id, action, step, self.run_id)
             )
             return cursor.fetchone() is not None
 

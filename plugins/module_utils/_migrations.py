@@ -20,9 +20,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._backfill import Ba
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import redact_sql
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Attempts, Context, now
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
-    ConnectionFailed,
     DriftError,
     EnvironmentProblem,
+    LedgerError,
     OutcomeUnknown,
     SurefootError,
 )
@@ -43,17 +43,15 @@ with contextlib.suppress(ImportError):  # reported by _connection.require_driver
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# How often the runner lock is looked at, in seconds. Should it be lost in between, the worker lock and the ledger's
-# primary key still keep two runners apart.
-_HEARTBEAT = 0.25
-
 
 class Migrations:
     """Applies or rolls back single migrations. The control connection reads progress and records failures."""
 
-    def __init__(self, context: Context, control: Connection) -> None:
+    def __init__(self, context: Context, control: Connection, begun: frozenset[str]) -> None:
+        """:param begun: migrations that an earlier run began with the same action and did not finish"""
         self._context = context
         self._control = control
+        self._begun = begun
         self._options = context.options
         self._action = context.action
         self._ledger = context.ledger
@@ -62,7 +60,6 @@ class Migrations:
         self._transactions = Transactions(context)
         self._autonomous = Autonomous(context)
         self._backfills = Backfills(context)
-        self._alive = 0.0
 
     def carry_out(self, migration: Migration) -> None:
         """All steps of one migration, from where an earlier run stopped; then its checks."""
@@ -70,11 +67,13 @@ class Migrations:
         limits = self._context.limits(migration)
         started = now()
         clock = time.monotonic()
+        # What was begun in several steps goes on as that, even if only one is left in the plan.
         simple = len(steps) == 1 and isinstance(steps[0], SqlStep) and steps[0].transaction
+        simple = simple and migration.id not in self._begun
         attempts = Attempts()
         text: Text | None = None
         try:
-            self._heartbeat()
+            self._worker.check_stop()
             text = self._text(steps)
             if simple:
                 # A rollback also forgets how far a half-applied deployment had come.
@@ -100,6 +99,12 @@ class Migrations:
     ) -> None:
         progress = self._ledger.progress(self._control, migration.id, self._action)
         last = len(steps) - 1
+        if any(step > last for step, _statement in progress):
+            raise DriftError(
+                f"{migration.id}: a step was taken out of the plan after a part of it was applied",
+                remedy="Put it back and finish; or roll back.",
+                location=migration.location,
+            )
         recorded = False
         for number, step in enumerate(steps):
             digest = step_digest(step)
@@ -163,21 +168,6 @@ class Migrations:
         with open(path, encoding="utf-8") as source:
             target.writelines(redact_sql(line) for line in source)
 
-    def _heartbeat(self) -> None:
-        """The runner lock lives on this connection; without it nothing may begin."""
-        self._worker.check_stop()
-        if time.monotonic() - self._alive < _HEARTBEAT:
-            return
-        self._alive = time.monotonic()
-        try:
-            with self._control.cursor() as cursor:
-                cursor.execute("SELECT 1")
-        except psycopg2.Error:
-            raise ConnectionFailed(
-                "the control connection, and with it the runner lock, was lost",
-                remedy="Run again: what was open is rolled back, what was applied stays applied.",
-            ) from None
-
     def _record_failure(
         self,
         migration: Migration,
@@ -198,6 +188,12 @@ class Migrations:
         """All pending migrations in one transaction: all of them, or none."""
         works: list[Work] = []
         for migration in todo:
+            if migration.id in self._begun:
+                raise LedgerError(
+                    f"{migration.id} was begun step by step and is not finished",
+                    remedy="Finish it with transaction: per_migration, or roll it back.",
+                    location=migration.location,
+                )
             steps = self._context.steps_of(migration)
             text = self._text(steps)
             for number, step in enumerate(steps):

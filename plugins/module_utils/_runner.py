@@ -30,6 +30,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._context import (
     Context,
     RunOptions,
     now,
+    server_pid,
     timeline_of,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._drift import (
@@ -68,6 +69,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
     Step,
     raw_digest,
     read_step,
+    refuse_half_rolled_back,
     select_deploy,
     select_rollback,
     token_digest,
@@ -139,9 +141,9 @@ class Runner:
                 if not state.exists:
                     self._ledger.create(control)
                 self._journal.touched = self._ledger.start_run(control, self._action, self._options.actor)
-                self._carry_out(control)
+                self._carry_out(control, state.undoing if self._action == "rollback" else state.partial)
 
-    def _carry_out(self, control: Connection) -> None:
+    def _carry_out(self, control: Connection, begun: frozenset[str]) -> None:
         outcome = "failed"
         try:
             with LockWatch(control, self._options.lock_budget, self._worker.cancel_statement) as watch:
@@ -156,13 +158,14 @@ class Runner:
                     variables=self._variables,
                     scripts=self._scripts,
                     timeline=timeline_of(control),
+                    control_pid=server_pid(control),
                 )
                 if self._action == "baseline":
                     self._baseline()
                 elif self._action == "deploy" and self._plan.transaction == "together":
-                    Migrations(context, control).apply_together(self._selection.todo)
+                    Migrations(context, control, begun).apply_together(self._selection.todo)
                 else:
-                    migrations = Migrations(context, control)
+                    migrations = Migrations(context, control, begun)
                     for migration in self._selection.todo:
                         migrations.carry_out(migration)
             outcome = "succeeded"
@@ -264,6 +267,7 @@ class Runner:
         if self._action == "rollback":
             self._selection = select_rollback(self._plan, state, to=options.to, only=options.only)
         else:
+            refuse_half_rolled_back(self._plan, state)
             self._selection = select_deploy(
                 self._plan, state, to=options.to, only=options.only, include_manual=options.include_manual
             )

@@ -31,6 +31,25 @@ _CREATE = (
     " GRANT SELECT ON pg_temp.surefoot_secret TO PUBLIC; TRUNCATE pg_temp.surefoot_secret"
 )
 
+# Names of its own, so that none in the statement means another thing than it would outside.
+_GUARD = """
+DECLARE
+    surefoot_state text; surefoot_message text; surefoot_schema text; surefoot_table text; surefoot_column text;
+    surefoot_constraint text; surefoot_secret text;
+BEGIN
+    EXECUTE %(statement)s;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS surefoot_state = RETURNED_SQLSTATE, surefoot_message = MESSAGE_TEXT,
+        surefoot_schema = SCHEMA_NAME, surefoot_table = TABLE_NAME, surefoot_column = COLUMN_NAME,
+        surefoot_constraint = CONSTRAINT_NAME;
+    FOR surefoot_secret IN %(secrets)s LOOP
+        surefoot_message := pg_catalog.replace(surefoot_message, coalesce(surefoot_secret, ''), '***');
+    END LOOP;
+    RAISE EXCEPTION USING ERRCODE = surefoot_state, MESSAGE = surefoot_message, SCHEMA = surefoot_schema,
+        TABLE = surefoot_table, COLUMN = surefoot_column, CONSTRAINT = surefoot_constraint;
+END
+"""
+
 
 class _Subquery(str):
     """SQL text that is already an expression."""
@@ -89,6 +108,34 @@ def load(connection: Connection, names: t.Iterable[str], secrets: t.Mapping[str,
     with connection.cursor() as cursor:
         cursor.execute(_CREATE)
         cursor.copy_expert("COPY pg_temp.surefoot_secret (name, value) FROM STDIN", io.StringIO(rows))
+
+
+def guarded(
+    statement: Statement,
+    text: str,
+    *,
+    secrets: t.Mapping[str, t.Any],
+    settings: t.Collection[str],
+    connection: Connection,
+) -> str:
+    """The text to send so that no error of this statement brings a secret into the server log.
+
+    The server logs, at default settings, the row a constraint refuses and the text a cast refuses. What an exception
+    block catches it does not log: the error is raised again with the values masked and without the DETAIL.
+
+    :param settings: names of the session's settings that hold secrets
+    """
+    verb = statement.head[0].value if statement.head else ""
+    uses = bool(secret_names(statement, secrets))
+    makes_table = verb == "select" and any(token.value == "into" and token.kind == "word" for token in statement.head)
+    if verb not in _TAKES_SUBQUERY or makes_table or not (uses or settings):
+        return text
+    values = [f"pg_catalog.current_setting({quote_literal(name, connection)}, true)" for name in settings]
+    sources = [f"SELECT pg_catalog.unnest(ARRAY[{', '.join(values)}])"] if values else []
+    if uses:
+        sources.append("SELECT s.value FROM pg_temp.surefoot_secret AS s")
+    body = _GUARD % {"statement": quote_literal(text, connection), "secrets": " UNION ALL ".join(sources)}
+    return "DO " + quote_literal(body, connection)
 
 
 def _copy_text(value: t.Any) -> str:

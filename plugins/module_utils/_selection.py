@@ -132,6 +132,20 @@ def select_deploy(
     return Selection(todo, manual, done)
 
 
+def refuse_half_rolled_back(plan: Plan, state: State) -> None:
+    """Nothing is deployed, nor recorded as deployed, on top of half a rollback.
+
+    :raises LedgerError: the rollback of a migration was begun and is not finished
+    """
+    for migration in plan.migrations:
+        if migration.id in state.undoing:
+            raise LedgerError(
+                f"the rollback of {migration.id} was begun and is not finished",
+                remedy=f"Finish it first: state: rolled_back, only: [{migration.id}].",
+                location=migration.location,
+            )
+
+
 def _check_requirements(todo: t.Sequence[Migration], state: State) -> None:
     available = set(state.applied)
     for migration in todo:

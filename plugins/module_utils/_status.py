@@ -63,10 +63,10 @@ class Status:
         }
 
     def _state_of(self, migration: Migration) -> str:
+        if migration.id in self.state.partial or migration.id in self.state.undoing:
+            return "partial"
         if migration.id in self.state.applied:
             return "applied"
-        if migration.id in self.state.partial:
-            return "partial"
         if migration in self.selection.manual:
             return "manual"
         return "pending" if migration in self.selection.todo else "held"
@@ -91,7 +91,7 @@ class Status:
 
     def evidence(self) -> list[Evidence]:
         """What the gate wants to know before anything is done."""
-        partial = sorted(self.state.partial)
+        partial = sorted(self.state.partial | self.state.undoing)
         return [
             drift_evidence(self.drift),
             Evidence(

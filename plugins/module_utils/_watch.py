@@ -80,6 +80,14 @@ def blockers_of(connection: Connection, pid: int) -> list[Blocker]:
         return [Blocker(row[0], row[1], redact(row[2] or "") or None, *row[3:]) for row in cursor.fetchall()]
 
 
+def runner_lock_lost() -> ConnectionFailed:
+    """The error for a run that lost its control connection."""
+    return ConnectionFailed(
+        "the control connection, and with it the runner lock, was lost",
+        remedy="Run again: what was open is rolled back, what was applied stays applied.",
+    )
+
+
 class LockWatch:
     """Watches one worker's transaction. Times are seconds of the monotonic clock.
 
@@ -141,10 +149,7 @@ class LockWatch:
                 self._sample(with_blockers=False)
             except psycopg2.Error:
                 # Not the worker's error: its statement must not be blamed for it.
-                raise ConnectionFailed(
-                    "the control connection, and with it the runner lock, was lost",
-                    remedy="Run again: what was open is rolled back, what was applied stays applied.",
-                ) from None
+                raise runner_lock_lost() from None
 
     def remaining(self) -> float | None:
         """Seconds of the budget that are left; None while no blocking lock is held."""

@@ -89,8 +89,8 @@ migrations:
       type: str
     state:
       description:
-        - V(applied), V(pending), V(partial) (begun by a run that did not finish it), V(manual), V(held) (not asked for
-          by O(to) or O(only)), or V(unknown) (applied, but not in the plan).
+        - V(applied), V(pending), V(partial) (begun, or its rollback begun, by a run that did not finish), V(manual),
+          V(held) (not asked for by O(to) or O(only)), or V(unknown) (applied, but not in the plan).
       type: str
     risk:
       description: Its line of the plan's risk table.

@@ -79,9 +79,7 @@ def idle_transaction(database: Database, statement: str, name: str = "a forgotte
 
 def index_state(database: Database, name: str) -> bool | None:
     """Whether the index is valid and ready; None when there is none."""
-    rows = database.query(
-        "SELECT indisvalid AND indisready FROM pg_index WHERE indexrelid = to_regclass(%s)", (name,)
-    )
+    rows = database.query("SELECT indisvalid AND indisready FROM pg_index WHERE indexrelid = to_regclass(%s)", (name,))
     return rows[0][0] if rows else None
 
 
@@ -89,7 +87,9 @@ def index_state(database: Database, name: str) -> bool | None:
 # 5.1 CREATE INDEX CONCURRENTLY and its kin
 
 
-def test_5_1_concurrent_index_waits_for_an_idle_transaction_and_becomes_valid(plan: MigrationSet, database: Database) -> None:
+def test_5_1_concurrent_index_waits_for_an_idle_transaction_and_becomes_valid(
+    plan: MigrationSet, database: Database
+) -> None:
     database.query("CREATE TABLE t(i int); INSERT INTO t SELECT generate_series(1, 1000)")
     plan.add("001", "CREATE INDEX CONCURRENTLY ix ON t(i);", transaction=False, lock_timeout="100ms")
     with idle_transaction(database, "INSERT INTO t VALUES (0)"):
@@ -322,7 +322,7 @@ def test_5_2_signal_cancels_rolls_back_and_says_so(plan: MigrationSet, database:
 
 
 class CommitCutter:
-    """A TCP proxy that cuts worker connections at COMMIT: ``before`` the server gets it, or ``after`` the server did it.
+    """A TCP proxy that cuts worker connections at COMMIT: ``before`` the server gets it, or ``after`` it did it.
 
     What the runner and the server see is real; only the network's failure is made here.
     """
@@ -412,7 +412,9 @@ def test_5_3_connection_cut_before_the_server_got_commit_nothing_is_applied_and_
     assert database.query("SELECT i FROM a") == [(1,)]
 
 
-def test_5_3_connection_cut_after_the_server_committed_counts_as_applied_once(plan: MigrationSet, database: Database) -> None:
+def test_5_3_connection_cut_after_the_server_committed_counts_as_applied_once(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.add("001", "CREATE TABLE a(i int); INSERT INTO a VALUES (1);").add("002", "INSERT INTO a VALUES (2);")
     with CommitCutter(database.server, "after") as proxy:
         results = run(plan, proxy.params(database))
@@ -489,7 +491,9 @@ def test_5_4_own_begin_and_commit_are_taken_over_and_stay_one_unit_with_the_ledg
 
 def test_5_4_modes_of_begin_are_kept(plan: MigrationSet, database: Database) -> None:
     database.query("CREATE TABLE seen(level text, deferred text)")
-    insert = "INSERT INTO seen SELECT current_setting('transaction_isolation'), current_setting('transaction_deferrable');"
+    insert = (
+        "INSERT INTO seen SELECT current_setting('transaction_isolation'), current_setting('transaction_deferrable');"
+    )
     plan.add("001", f"BEGIN ISOLATION LEVEL SERIALIZABLE, DEFERRABLE; {insert} COMMIT;")
     plan.add("002", f"START TRANSACTION ISOLATION LEVEL REPEATABLE READ; {insert} END;")
     plan.add("003", f"BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; {insert} COMMIT;")
@@ -539,7 +543,9 @@ def test_5_4_transaction_control_that_would_split_the_unit_is_refused_with_its_l
     assert not exists(database, "earlier") and not exists(database, "a")  # nothing began before all files were read
 
 
-def test_5_4_server_side_commit_inside_a_block_is_refused_and_nothing_stays(plan: MigrationSet, database: Database) -> None:
+def test_5_4_server_side_commit_inside_a_block_is_refused_and_nothing_stays(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.add("001", "CREATE TABLE a(i int);\nDO $$ BEGIN INSERT INTO a VALUES (1); COMMIT; END $$;")
     error = fails(SqlError, plan, database)
     assert error.sqlstate == "2D000" and "transaction: false" in error.remedy and "001.sql:2:" in str(error)
@@ -592,7 +598,9 @@ def test_5_5_create_and_drop_database_outside_a_transaction(plan: MigrationSet, 
     assert not database.scalar("SELECT count(*) FROM pg_database WHERE datname = %s", (other,))
 
 
-def test_5_5_procedures_and_blocks_that_commit_work_outside_a_transaction(plan: MigrationSet, database: Database) -> None:
+def test_5_5_procedures_and_blocks_that_commit_work_outside_a_transaction(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.add(
         "001",
         "CREATE TABLE a(i int); CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN FOR n IN 1..3 LOOP"
@@ -625,7 +633,9 @@ def test_5_5_new_enum_value_used_too_early_names_the_remedy(plan: MigrationSet, 
     assert database.scalar("SELECT count(*) FROM pg_enum WHERE enumlabel = 'sad'") == 0
 
 
-def test_5_5_concurrent_index_on_a_partitioned_table_is_the_servers_error(plan: MigrationSet, database: Database) -> None:
+def test_5_5_concurrent_index_on_a_partitioned_table_is_the_servers_error(
+    plan: MigrationSet, database: Database
+) -> None:
     _objects(database)
     plan.add("001", "CREATE INDEX CONCURRENTLY ip ON p(i);", transaction=False)
     for _attempt in range(2):
@@ -636,7 +646,8 @@ def test_5_5_words_in_bodies_comments_and_names_are_not_statements(plan: Migrati
     plan.add(
         "001",
         "-- CREATE INDEX CONCURRENTLY\n/* VACUUM; COMMIT; */\n"
-        "CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'CREATE INDEX CONCURRENTLY; COMMIT'; END $$;\n"
+        "CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS"
+        " $$ BEGIN RETURN 'CREATE INDEX CONCURRENTLY; COMMIT'; END $$;\n"
         'CREATE TABLE "vacuum; commit"("create index concurrently" int);',
     )
     assert run(plan, database)["applied"] == ["001"]
@@ -674,7 +685,8 @@ def test_5_6_a_pg_dump_preamble_does_not_reach_the_next_migration(plan: Migratio
         "SET search_path = pg_catalog; SET default_tablespace = ''; SET session_replication_role = replica;",
         "SET default_transaction_read_only = on;",
         "SET standard_conforming_strings = off; SET datestyle = 'German, DMY'; SET TimeZone = 'Asia/Kolkata';",
-        "CREATE TEMPORARY TABLE left_over(i int); PREPARE p AS SELECT 1; LISTEN x; DECLARE c CURSOR WITH HOLD FOR SELECT 1;",
+        "CREATE TEMPORARY TABLE left_over(i int); PREPARE p AS SELECT 1; LISTEN x;"
+        " DECLARE c CURSOR WITH HOLD FOR SELECT 1;",
     ],
     ids=["role", "authorization", "do", "set_config", "path", "read_only", "strings", "temporary"],
 )
@@ -684,10 +696,12 @@ def test_5_6_nothing_a_migration_does_to_its_session_reaches_the_next_or_the_led
     plan.add("001", text.format(role=role))
     plan.add(
         "002",
-        "CREATE TABLE seen AS SELECT current_user::text AS me, session_user::text AS login, current_setting('search_path') AS path,"
+        "CREATE TABLE seen AS SELECT current_user::text AS me, session_user::text AS login,"
+        " current_setting('search_path') AS path,"
         " current_setting('session_replication_role') AS replica, current_setting('TimeZone') = (SELECT reset_val FROM"
         " pg_settings WHERE name = 'TimeZone') AS zone, to_regclass('pg_temp.left_over') IS NULL AS clean,"
-        " (SELECT count(*) FROM pg_prepared_statements) + (SELECT count(*) FROM pg_cursors) AS things, 'a\\b'::text AS text;",
+        " (SELECT count(*) FROM pg_prepared_statements) + (SELECT count(*) FROM pg_cursors) AS things,"
+        " 'a\\b'::text AS text;",
     )
     assert run(plan, database)["applied"] == ["001", "002"]
     assert database.query("SELECT * FROM public.seen") == [
@@ -727,7 +741,9 @@ def test_5_6_session_role_holds_for_every_migration_and_the_ledger_for_none_but_
 ) -> None:
     database.query(f"GRANT CREATE ON DATABASE {database.name} TO {role}")
     plan = MigrationSet(tmp_path / "set", transaction=transaction)
-    plan.add("001", "CREATE TABLE a(i int);").add("002", "RESET ALL; CREATE TABLE b(i int);").add("003", "CREATE TABLE c(i int);")
+    plan.add("001", "CREATE TABLE a(i int);").add("002", "RESET ALL; CREATE TABLE b(i int);").add(
+        "003", "CREATE TABLE c(i int);"
+    )
     run(plan, {**database.params, "session_role": role})
     owners = database.query("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN ('public', 'surefoot')")
     assert owners == [(role,)]
@@ -746,7 +762,10 @@ def test_5_7_clients_are_not_stalled_and_the_retry_succeeds_once_the_blocker_is_
     with idle_transaction(database, "SELECT * FROM q") as pid:
         job = Background(lambda: run(plan, database, lock_timeout=0.15, retry=PATIENT))
         wait_until(lambda: worker_running(database, "ALTER TABLE q"), "it waits for the lock")
-        with contextlib.closing(database.connect(options="-c statement_timeout=5s")) as client, client.cursor() as cursor:
+        with (
+            contextlib.closing(database.connect(options="-c statement_timeout=5s")) as client,
+            client.cursor() as cursor,
+        ):
             while reads < 8:
                 cursor.execute("SELECT count(*) FROM q")  # cancelled by the server if it were stalled until the end
                 reads += 1
@@ -833,7 +852,9 @@ def test_5_8_eight_runners_on_a_fresh_database_none_fails(plan: MigrationSet, da
     assert database.query("SELECT i FROM a") == [(1,)]
 
 
-def test_5_8_runner_that_waits_does_not_deadlock_with_a_concurrent_build(plan: MigrationSet, database: Database) -> None:
+def test_5_8_runner_that_waits_does_not_deadlock_with_a_concurrent_build(
+    plan: MigrationSet, database: Database
+) -> None:
     database.query("CREATE TABLE t(i int)")
     plan.add("001", "CREATE INDEX CONCURRENTLY ix ON t(i);", transaction=False)
     with idle_transaction(database, "INSERT INTO t VALUES (0)"):
@@ -899,12 +920,12 @@ def pgbouncer(server: PgServer, mode: str) -> t.Iterator[int]:
     try:
         ini = pathlib.Path(directory, "pgbouncer.ini")
         ini.write_text(
-            f"[databases]\n* = host={server.host} port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-            f"listen_port = {port}\nauth_type = any\npool_mode = {mode}\nunix_socket_dir =\nserver_tls_sslmode = disable\n"
+            f"[databases]\n* = user=postgres host={server.host} port={server.port}\n[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = {mode}\n"
+            "unix_socket_dir =\nserver_tls_sslmode = disable\n"
             f"ignore_startup_parameters = options,extra_float_digits\nlogfile = {directory}/log\n",
             encoding="utf-8",
         )
-        ini.write_text(ini.read_text(encoding="utf-8").replace("* = host", "* = user=postgres host"), encoding="utf-8")
         for path in (directory, str(ini)):
             os.chown(path, owner.st_uid, owner.st_gid)
         process = subprocess.Popen(
@@ -916,6 +937,7 @@ def pgbouncer(server: PgServer, mode: str) -> t.Iterator[int]:
             stderr=subprocess.DEVNULL,
         )
         try:
+
             def answers() -> bool:
                 assert process.poll() is None, pathlib.Path(directory, "log").read_text(encoding="utf-8")
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -1103,7 +1125,9 @@ DEFERRED = (
 )
 
 
-def test_5_13_deferred_violation_fails_the_migration_before_the_ledger_row(plan: MigrationSet, database: Database) -> None:
+def test_5_13_deferred_violation_fails_the_migration_before_the_ledger_row(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.add("001", DEFERRED)
     error = fails(SqlError, plan, database)
     assert error.sqlstate == "23503" and "child" in str(error) and "orphans" in error.remedy
@@ -1116,7 +1140,14 @@ def test_5_13_checks_before_commit_see_deferred_constraints_checked(plan: Migrat
     plan.add(
         "001",
         DEFERRED,
-        verify=[{"name": "one child", "query": "SELECT count(*) FROM child", "expect": {"scalar": 1}, "when": "before_commit"}],
+        verify=[
+            {
+                "name": "one child",
+                "query": "SELECT count(*) FROM child",
+                "expect": {"scalar": 1},
+                "when": "before_commit",
+            }
+        ],
     )
     error = fails(SqlError, plan, database)
     assert error.sqlstate == "23503"
@@ -1129,7 +1160,8 @@ def test_5_13_constraint_trigger_that_fires_at_commit_only_fails_the_migration(
     database.query(
         "CREATE TABLE t(i int); CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION 'not today'; END $$;"
-        " CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()"
+        " CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION no()"
     )
     plan.add("001", "CREATE TABLE a(i int); INSERT INTO t VALUES (1);")
     error = fails(SqlError, plan, database)
@@ -1149,7 +1181,11 @@ def test_5_13_failing_check_before_commit_means_nothing_happened(plan: Migration
 
 
 def test_5_13_pending_trigger_events_name_the_remedy(plan: MigrationSet, database: Database) -> None:
-    plan.add("001", DEFERRED.replace("(42)", "(1)").replace("INSERT", "INSERT INTO parent VALUES (1); INSERT") + "ALTER TABLE child ADD c int;")
+    plan.add(
+        "001",
+        DEFERRED.replace("(42)", "(1)").replace("INSERT", "INSERT INTO parent VALUES (1); INSERT")
+        + "ALTER TABLE child ADD c int;",
+    )
     error = fails(SqlError, plan, database)
     assert error.sqlstate == "55006" and "SET CONSTRAINTS ALL IMMEDIATE" in error.remedy
 
@@ -1199,7 +1235,8 @@ def test_5_14_memory_does_not_grow_with_the_file(plan: MigrationSet, database: D
     assert database.scalar("SELECT count(*) FROM big") == 21_001
     again, _backend, result = _measured(ModuleProcess(module_params(plan, database)), database)
     assert result["changed"] is False
-    print(f"runner {small / _MB:.0f} MB with a small file, {runner / _MB:.0f} MB with 30 MB, {again / _MB:.0f} MB again; backend {backend / _MB:.0f} MB")
+    print(f"runner {small / _MB:.0f} MB, with 30 MB {runner / _MB:.0f} MB, again {again / _MB:.0f} MB")
+    print(f"backend {backend / _MB:.0f} MB")
     assert runner - small < 20 * _MB and runner < 150 * _MB
     assert again - small < 20 * _MB
     assert 0 < backend < 50 * _MB
@@ -1222,7 +1259,8 @@ def test_5_14_one_large_copy_is_streamed(plan: MigrationSet, database: Database)
 
 def test_5_15_idle_limits_of_the_role_do_not_end_a_run(plan: MigrationSet, database: Database, role: str) -> None:
     database.query(
-        f"ALTER ROLE {role} SET idle_in_transaction_session_timeout = '300ms'; ALTER ROLE {role} SET idle_session_timeout = '300ms';"
+        f"ALTER ROLE {role} SET idle_in_transaction_session_timeout = '300ms';"
+        f" ALTER ROLE {role} SET idle_session_timeout = '300ms';"
         f" GRANT CREATE ON DATABASE {database.name} TO {role}"
     )
     plan.add("001", "CREATE TABLE a(i int); SELECT pg_sleep(1);")
@@ -1232,7 +1270,9 @@ def test_5_15_idle_limits_of_the_role_do_not_end_a_run(plan: MigrationSet, datab
     assert database.query("SELECT i FROM a") == [(1,)]
 
 
-def test_5_15_worker_ended_by_an_administrator_is_reported_and_nothing_stays(plan: MigrationSet, database: Database) -> None:
+def test_5_15_worker_ended_by_an_administrator_is_reported_and_nothing_stays(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.add("001", "CREATE TABLE a(i int);\nSELECT pg_sleep(30);")
     job = Background(lambda: run(plan, database))
     pid = wait_until(lambda: worker_running(database, "pg_sleep"), "it sleeps")
@@ -1264,8 +1304,14 @@ def test_5_16_restored_copy_brings_the_ledger_along_and_no_lock(plan: MigrationS
         assert copy.query("SELECT i FROM a") == [(1,)]
 
 
-def test_5_16_copy_that_was_restored_whole_has_nothing_pending_and_no_drift(plan: MigrationSet, database: Database) -> None:
-    plan.add("001", "CREATE TABLE a(i int PRIMARY KEY, t text GENERATED ALWAYS AS (i::text) STORED); CREATE VIEW v AS SELECT * FROM a;")
+def test_5_16_copy_that_was_restored_whole_has_nothing_pending_and_no_drift(
+    plan: MigrationSet, database: Database
+) -> None:
+    plan.add(
+        "001",
+        "CREATE TABLE a(i int PRIMARY KEY, t text GENERATED ALWAYS AS (i::text) STORED);"
+        " CREATE VIEW v AS SELECT * FROM a;",
+    )
     run(plan, database)
     with temporary_database(database.server) as copy:
         assert psql(copy, dump(database)).returncode == 0

@@ -136,7 +136,10 @@ def test_two_sets_share_a_ledger(tmp_path: pathlib.Path, database: Database) -> 
     two = MigrationSet(tmp_path / "two", name="two").add("001", "CREATE TABLE b(i int);")
     assert run(one, database)["applied"] == run(two, database)["applied"] == ["001"]
     assert run(one, database)["changed"] is False
-    assert database.query("SELECT set_name, migration_id FROM surefoot.applied ORDER BY 1") == [("one", "001"), ("two", "001")]
+    assert database.query("SELECT set_name, migration_id FROM surefoot.applied ORDER BY 1") == [
+        ("one", "001"),
+        ("two", "001"),
+    ]
 
 
 # --- baseline
@@ -206,9 +209,7 @@ def test_result_is_json_and_says_what_was_done(plan: MigrationSet, database: Dat
     plan.write()
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
-    outcome = run_module(
-        plan, database, run_id="run-1", run_dir=str(run_dir), requested_by="ann", approved_by="bob"
-    )
+    outcome = run_module(plan, database, run_id="run-1", run_dir=str(run_dir), requested_by="ann", approved_by="bob")
     result = outcome.result
     assert outcome.stderr == "" and result["run_id"] == "run-1"
     assert [item["id"] for item in result["migrations"]] == result["applied"] == ["001", "002", "003"]
@@ -221,25 +222,38 @@ def test_result_is_json_and_says_what_was_done(plan: MigrationSet, database: Dat
     assert [json.loads(line)["criterion"] for line in lines] == [record["criterion"] for record in result["evidence"]]
     assert (run_dir / "evidence.jsonl").stat().st_mode & 0o077 == 0
     assert len((run_dir / "statements.jsonl").read_text().splitlines()) == 3
-    row = database.query("SELECT set_name, action, outcome, requested_by, approved_by, os_user <> '' FROM surefoot.runs")
+    row = database.query(
+        "SELECT set_name, action, outcome, requested_by, approved_by, os_user <> '' FROM surefoot.runs"
+    )
     assert row == [("set", "deploy", "succeeded", "ann", "bob", True)]
 
 
-def test_ledger_keeps_the_text_before_substitution_with_passwords_masked(plan: MigrationSet, database: Database) -> None:
+def test_ledger_keeps_the_text_before_substitution_with_passwords_masked(
+    plan: MigrationSet, database: Database
+) -> None:
     plan.fields["variables"] = {"who": "somebody"}
-    plan.add("001", "CREATE TABLE a(t text); INSERT INTO a VALUES (:'who');\nCREATE ROLE {0} PASSWORD 'tops3cret'; DROP ROLE {0};".format(f"x_{database.name}"))
+    plan.add(
+        "001",
+        "CREATE TABLE a(t text); INSERT INTO a VALUES (:'who');
+"
+        f"CREATE ROLE x_{database.name} PASSWORD 'tops3cret'; DROP ROLE x_{database.name};",
+    )
     run(plan, database)
     text, xid = database.query("SELECT executed_text, xid::text FROM surefoot.attempts")[0]
     assert ":'who'" in text and "somebody" not in text and "tops3cret" not in text and "PASSWORD '***'" in text
     assert database.scalar("SELECT pg_xact_status(%s::xid8)", (xid,)) == "committed"
 
 
-def test_failure_is_recorded_with_its_reason_and_earlier_migrations_stay(plan: MigrationSet, database: Database) -> None:
+def test_failure_is_recorded_with_its_reason_and_earlier_migrations_stay(
+    plan: MigrationSet, database: Database
+) -> None:
     three(plan).add("002", "CREATE TABLE t2(i int);\nINSERT INTO t2 VALUES ('x');")
     plan.migrations.sort(key=lambda migration: str(migration["id"]))
     plan.write()
     error = fails(SqlError, plan, database)
-    assert error.results["applied"] == ["001"] and error.results["pending"] == ["002", "003"] and error.results["changed"]
+    assert (
+        error.results["applied"] == ["001"] and error.results["pending"] == ["002", "003"] and error.results["changed"]
+    )
     assert attempts(database) == [("001", "deploy", "succeeded"), ("002", "deploy", "failed")]
     recorded = database.scalar("SELECT error FROM surefoot.attempts WHERE outcome = 'failed'")
     assert recorded["sqlstate"] == "22P02" and recorded["line"] == 2
@@ -254,7 +268,11 @@ def test_error_names_place_statement_sqlstate_condition_and_remedy(plan: Migrati
     message, error = outcome.result["msg"], outcome.result["error"]
     assert "001.sql:4:9" in message  # where the server points to, not where the statement begins
     assert "[42703 undefined_column]" in message and "INSERT INTO a" in message and "\n" not in message
-    assert error["sqlstate"] == "42703" and error["condition"] == "undefined_column" and error["statement"] == "INSERT INTO a"
+    assert (
+        error["sqlstate"] == "42703"
+        and error["condition"] == "undefined_column"
+        and error["statement"] == "INSERT INTO a"
+    )
     assert (error["line"], error["column"]) == (4, 9) and error["remedy"]
     assert outcome.returncode == 1 and "Traceback" not in outcome.stdout + outcome.stderr
 
@@ -307,8 +325,17 @@ def test_negative_checks_are_rolled_back_and_match_the_condition(plan: Migration
         "001",
         "CREATE TABLE p(i int PRIMARY KEY); CREATE TABLE c(i int REFERENCES p DEFERRABLE INITIALLY DEFERRED);",
         verify=[
-            {"name": "orphan refused", "statement": "INSERT INTO c VALUES (1)", "expect_error": "foreign_key_violation"},
-            {"name": "early", "statement": "INSERT INTO c VALUES (1)", "expect_error": "23503", "when": "before_commit"},
+            {
+                "name": "orphan refused",
+                "statement": "INSERT INTO c VALUES (1)",
+                "expect_error": "foreign_key_violation",
+            },
+            {
+                "name": "early",
+                "statement": "INSERT INTO c VALUES (1)",
+                "expect_error": "23503",
+                "when": "before_commit",
+            },
         ],
     )
     results = run(plan, database)
@@ -394,7 +421,9 @@ def test_applied_migration_that_left_the_plan_is_drift(plan: MigrationSet, datab
     assert "002 is applied but not in the plan" in str(error)
 
 
-def test_applied_file_that_is_no_sql_any_more_is_an_error_with_its_place(plan: MigrationSet, database: Database) -> None:
+def test_applied_file_that_is_no_sql_any_more_is_an_error_with_its_place(
+    plan: MigrationSet, database: Database
+) -> None:
     run(three(plan), database)
     plan.file("002.sql", "CREATE TABLE t2(i int);\nSELECT 'open")
     error = fails(SurefootError, plan, database)

@@ -186,10 +186,10 @@ def test_backfill_of_every_size_around_a_batch(plan: MigrationSet, database: Dat
 
 def test_backfill_with_a_composite_key_of_awkward_names_and_types(plan: MigrationSet, database: Database) -> None:
     database.query(
-        'CREATE SCHEMA "App"; CREATE TABLE "App"."Order Lines"("Order No" uuid, "at" timestamptz, "code" text COLLATE "C",'
-        ' "Value" numeric, PRIMARY KEY ("Order No", "at", "code"));'
-        " INSERT INTO \"App\".\"Order Lines\" SELECT md5((g % 10)::text)::uuid, timestamptz '2026-01-01 00:00:00.123456+00' +"
-        " g * interval '1.000001 s', repeat('x''\\', g % 3) || g, NULL FROM generate_series(1, 500) g"
+        'CREATE SCHEMA "App"; CREATE TABLE "App"."Order Lines"("Order No" uuid, "at" timestamptz,'
+        ' "code" text COLLATE "C", "Value" numeric, PRIMARY KEY ("Order No", "at", "code"));'
+        ' INSERT INTO "App"."Order Lines" SELECT md5((g % 10)::text)::uuid,'
+        " timestamptz '2026-01-01 00:00:00.123456+00' + g * interval '1.000001 s', repeat('x''\\', g % 3) || g, NULL FROM generate_series(1, 500) g"
     )
     plan.add(
         "001",
@@ -197,7 +197,7 @@ def test_backfill_with_a_composite_key_of_awkward_names_and_types(plan: Migratio
             {
                 "table": '"App"."Order Lines"',
                 "key": ['"Order No"', "at", "code"],
-                "set": {'"Value"': "coalesce(\"Value\", 0) + 1"},
+                "set": {'"Value"': 'coalesce("Value", 0) + 1'},
                 "batch": 7,
             }
         ],
@@ -211,7 +211,14 @@ def test_backfill_takes_variables_and_secrets(plan: MigrationSet, database: Data
     plan.fields.update(variables={"who": None}, secret_variables=["key"])
     plan.add(
         "001",
-        steps=[{"table": "public.big", "key": "id", "set": {"b": ":'who' || md5(:'key')", "a": "length(:'key')"}, "batch": 20}],
+        steps=[
+            {
+                "table": "public.big",
+                "key": "id",
+                "set": {"b": ":'who' || md5(:'key')", "a": "length(:'key')"},
+                "batch": 20,
+            }
+        ],
     )
     run(plan, database, variables={"who": "it's"}, secrets={"key": "k3y with space"})
     assert database.query("SELECT DISTINCT a, b = 'it''s' || md5('k3y with space') FROM big") == [(14, True)]
@@ -229,7 +236,10 @@ def test_backfill_killed_in_the_middle_goes_on_where_it_was(plan: MigrationSet, 
     for _round in range(2):
         before = database.scalar("SELECT count(*) FROM big WHERE a >= 1000")
         module = ModuleProcess(module_params(plan, database))
-        wait_until(lambda: database.scalar("SELECT count(*) FROM big WHERE a >= 1000") >= before + 60, "it is under way")  # noqa: B023
+        goal = before + 60
+        wait_until(
+            lambda goal=goal: database.scalar("SELECT count(*) FROM big WHERE a >= 1000") >= goal, "it is under way"
+        )
         module.kill(signal.SIGKILL)
         module.wait()
     assert 120 <= database.scalar("SELECT count(*) FROM big WHERE a >= 1000") < 400
@@ -241,9 +251,7 @@ def test_backfill_killed_in_the_middle_goes_on_where_it_was(plan: MigrationSet, 
 def test_backfill_and_concurrent_writers_lose_nothing(plan: MigrationSet, database: Database) -> None:
     rows(database, 600)
     database.query("ALTER TABLE big ADD hits int NOT NULL DEFAULT 0")
-    plan.add(
-        "001", steps=[{"table": "public.big", "key": "id", "set": {"b": "'done'"}, "batch": 25, "pause": "5ms"}]
-    )
+    plan.add("001", steps=[{"table": "public.big", "key": "id", "set": {"b": "'done'"}, "batch": 25, "pause": "5ms"}])
     job = Background(lambda: run(plan, database))
     writes = 0
     with contextlib.closing(database.connect()) as client, client.cursor() as cursor:
@@ -302,7 +310,10 @@ def test_together_is_all_or_nothing_in_one_transaction(tmp_path: pathlib.Path, d
     assert "002.sql:2:" in str(error)
     assert not exists(database, "a") and applied(database) == [] and error.results["applied"] == []
     plan.file("002.sql", "SET search_path = pg_catalog; SET LOCAL lock_timeout = '7ms'; CREATE TABLE public.b(i int);")
-    plan.add("003", "CREATE TABLE c AS SELECT current_setting('search_path') AS path, current_setting('lock_timeout') AS lock;")
+    plan.add(
+        "003",
+        "CREATE TABLE c AS SELECT current_setting('search_path') AS path, current_setting('lock_timeout') AS lock;",
+    )
     assert run(plan, database)["applied"] == ["001", "002", "003"]
     assert database.scalar("SELECT count(DISTINCT xid::text) FROM surefoot.attempts WHERE outcome = 'succeeded'") == 1
     assert database.query("SELECT * FROM c") == [('"$user", public', "500ms")]
@@ -320,13 +331,17 @@ def test_together_with_own_transactions_and_modes(tmp_path: pathlib.Path, databa
     plan = MigrationSet(tmp_path / "set", transaction="together")
     plan.add("001", "BEGIN; CREATE TABLE a(i int); COMMIT;").add("002", "BEGIN; INSERT INTO a VALUES (1); COMMIT;")
     assert run(plan, database)["applied"] == ["001", "002"]
-    plan.add("003", "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO a SELECT length(current_setting('transaction_isolation')); COMMIT;")
+    plan.add(
+        "003",
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO a"
+        " SELECT length(current_setting('transaction_isolation')); COMMIT;",
+    )
     plan.add("004", "INSERT INTO a VALUES (2);")
     # The mode of one file either holds for the one transaction, or it is said that it cannot.
     try:
         run(plan, database)
     except SurefootError as exc:
-        assert "003" in str(exc)  # noqa: PT017
+        assert "003" in str(exc)
     else:
         assert database.query("SELECT i FROM a ORDER BY i") == [(1,), (2,), (len("serializable"),)]
 

@@ -17,7 +17,12 @@ import typing as t
 import psycopg2
 import pytest
 
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SqlError, SqlTextError, SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
+    PlanError,
+    SqlError,
+    SqlTextError,
+    SurefootError,
+)
 from ansible_collections.surefoot.dbops.tests.support.migrations import (
     Background,
     MigrationSet,
@@ -43,7 +48,7 @@ def plan(tmp_path: pathlib.Path) -> MigrationSet:
 HOSTILE = [
     "'; DROP TABLE victim; --",
     "\\'; DROP TABLE victim; --",
-    "it's \"quoted\" \\ back\\\\slash",
+    'it\'s "quoted" \\ back\\\\slash',
     "$$ ; $x$ COMMIT; $x$",
     "first\nsecond\r\nthird\ttab",
     "ünïcödé \U0001f600 \u202e end",
@@ -87,14 +92,18 @@ def test_values_of_other_types(plan: MigrationSet, database: Database) -> None:
     try:
         run(plan, database, variables={"missing": None, "list": ["a", "b"], "number": 1.5})
     except SurefootError as exc:
-        assert "missing" in str(exc) or "list" in str(exc)  # noqa: PT017
-        assert exc.remedy  # noqa: PT017
+        assert "missing" in str(exc) or "list" in str(exc)
+        assert exc.remedy
     else:
         assert database.scalar("SELECT m FROM a") is None
 
 
-def test_undefined_variable_is_an_error_with_its_place_before_anything_runs(plan: MigrationSet, database: Database) -> None:
-    plan.add("000", "CREATE TABLE earlier(i int);").add("001", "CREATE TABLE a(i int);\nINSERT INTO a VALUES (:'nope');")
+def test_undefined_variable_is_an_error_with_its_place_before_anything_runs(
+    plan: MigrationSet, database: Database
+) -> None:
+    plan.add("000", "CREATE TABLE earlier(i int);").add(
+        "001", "CREATE TABLE a(i int);\nINSERT INTO a VALUES (:'nope');"
+    )
     error = fails(SurefootError, plan, database)
     assert "nope" in str(error) and "001.sql" in str(error) and "variables" in error.remedy
     assert not exists(database, "earlier")
@@ -110,7 +119,10 @@ def test_declared_variable_without_value_is_an_error(plan: MigrationSet, databas
 
 
 def test_casts_array_slices_and_times_are_not_variables(plan: MigrationSet, database: Database) -> None:
-    plan.add("001", "CREATE TABLE a AS SELECT '1'::int AS i, (ARRAY[1,2,3])[1:2] AS s, '10:30'::time AS t, ':x' AS x, $$:y$$ AS y;")
+    plan.add(
+        "001",
+        "CREATE TABLE a AS SELECT '1'::int AS i, (ARRAY[1,2,3])[1:2] AS s, '10:30'::time AS t, ':x' AS x, $$:y$$ AS y;",
+    )
     run(plan, database)
     assert database.scalar("SELECT s FROM a") == [1, 2]
 
@@ -183,10 +195,12 @@ def test_session_settings_carry_a_secret_for_one_migration_only(plan: MigrationS
         "001",
         "CREATE TABLE a AS SELECT md5(current_setting('app.key')) AS v;",
         session_settings={"app.key": "key"},
-        verify=[{"name": "there", "query": "SELECT current_setting('app.key', true) <> ''", "expect": {"scalar": True}}],
+        verify=[
+            {"name": "there", "query": "SELECT current_setting('app.key', true) <> ''", "expect": {"scalar": True}}
+        ],
     )
     plan.add("002", "CREATE TABLE b AS SELECT coalesce(current_setting('app.key', true), '') AS v;")
-    secret = "pa'ss \\ with \"all\" = kinds; $x$ ünï"
+    secret = 'pa\'ss \\ with "all" = kinds; $x$ ünï'
     run(plan, database, secrets={"key": secret})
     assert database.scalar("SELECT v = md5(%s) FROM a", (secret,)) and database.scalar("SELECT v FROM b") == ""
 
@@ -237,7 +251,9 @@ def test_statement_timeout_ends_the_migration_with_the_remedy(plan: MigrationSet
     error = fails(SqlError, plan, database)
     assert error.sqlstate == "57014" and "001.sql:2:1" in str(error) and "statement_timeout" in error.remedy
     assert error.results["retries"] == [] and not exists(database, "a")
-    assert run(plan.add("001", "SELECT pg_sleep(0.4);", statement_timeout="100ms"), database, statement_timeout=20.0)["applied"]
+    assert run(plan.add("001", "SELECT pg_sleep(0.4);", statement_timeout="100ms"), database, statement_timeout=20.0)[
+        "applied"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +264,7 @@ def test_statement_timeout_ends_the_migration_with_the_remedy(plan: MigrationSet
         "SET SESSION lock_timeout TO '1h'; SET statement_timeout TO DEFAULT; SET statement_timeout = '1h';",
         "SELECT pg_catalog.set_config('lock_timeout', '0', false), set_config('statement_timeout', '0', true);",
         "DO $$ BEGIN PERFORM set_config('lock_timeout', '0', false); SET statement_timeout = 0; END $$;",
-        "RESET lock_timeout; RESET ALL; SET \"lock_timeout\" = 0; SET statement_timeout = 0;",
+        'RESET lock_timeout; RESET ALL; SET "lock_timeout" = 0; SET statement_timeout = 0;',
     ],
     ids=["set", "local", "hour", "set_config", "do", "reset"],
 )
@@ -264,7 +280,9 @@ def test_limits_the_text_disarms_are_armed_again_and_reported(
 
 
 def test_stricter_limits_of_the_text_stay(plan: MigrationSet, database: Database) -> None:
-    plan.add("001", "SET LOCAL lock_timeout = '5ms';\nCREATE TABLE seen AS SELECT current_setting('lock_timeout') AS l;")
+    plan.add(
+        "001", "SET LOCAL lock_timeout = '5ms';\nCREATE TABLE seen AS SELECT current_setting('lock_timeout') AS l;"
+    )
     assert run(plan, database)["notes"] == []
     assert database.query("SELECT l FROM seen") == [("5ms",)]
 
@@ -290,7 +308,11 @@ def test_deadlock_is_retried(plan: MigrationSet, database: Database) -> None:
 
 def test_serialization_failure_is_retried(plan: MigrationSet, database: Database) -> None:
     database.query("CREATE TABLE s(n int); INSERT INTO s VALUES (0)")
-    plan.add("001", "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT * FROM s;\nSELECT pg_sleep(0.4);\nUPDATE s SET n = n + 1;\nCOMMIT;")
+    plan.add(
+        "001",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT * FROM s;\nSELECT pg_sleep(0.4);\n"
+        "UPDATE s SET n = n + 1;\nCOMMIT;",
+    )
     job = Background(lambda: run(plan, database))
     wait_until(lambda: worker_running(database, "pg_sleep"), "its snapshot is taken")
     database.query("UPDATE s SET n = n + 10")
@@ -329,9 +351,25 @@ def standby(server: PgServer) -> t.Iterator[dict[str, t.Any]]:
         assert done.returncode == 0, done.stderr + (log.read_text(encoding="utf-8") if log.exists() else "")
 
     try:
-        program("pg_basebackup", "-h", server.host, "-p", str(server.port), "-U", "postgres", "-D", data, "-R", "-c", "fast", "--no-sync")
+        program(
+            "pg_basebackup",
+            "-h",
+            server.host,
+            "-p",
+            str(server.port),
+            "-U",
+            "postgres",
+            "-D",
+            data,
+            "-R",
+            "-c",
+            "fast",
+            "--no-sync",
+        )
         # A standby must not have less of these than its primary.
-        names = "max_connections max_prepared_transactions max_worker_processes max_wal_senders max_locks_per_transaction"
+        names = (
+            "max_connections max_prepared_transactions max_worker_processes max_wal_senders max_locks_per_transaction"
+        )
         with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", (names.split(),))
             settings = " ".join(f"-c {name}={setting}" for name, setting in cursor.fetchall())

@@ -80,14 +80,25 @@ def secrets(database: Database) -> t.Iterator[Secrets]:
     with contextlib.closing(database.connect()) as admin, admin.cursor() as cursor:
         # As a careful administrator would: the password itself never reaches the server in clear.
         done = subprocess.run(
-            [f"{database.server.bindir}/psql", "-X", "-q", "-d", database.dsn, "-c", f"CREATE ROLE {found.role} LOGIN SUPERUSER"],
+            [
+                f"{database.server.bindir}/psql",
+                "-X",
+                "-q",
+                "-d",
+                database.dsn,
+                "-c",
+                f"CREATE ROLE {found.role} LOGIN SUPERUSER",
+            ],
             check=True,
             capture_output=True,
         )
         assert done.returncode == 0
         from psycopg2.extensions import encrypt_password
 
-        cursor.execute(f"ALTER ROLE {found.role} PASSWORD %s", (encrypt_password(found.password, found.role, admin, "scram-sha-256"),))
+        cursor.execute(
+            f"ALTER ROLE {found.role} PASSWORD %s",
+            (encrypt_password(found.password, found.role, admin, "scram-sha-256"),),
+        )
         cursor.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     yield found
     with contextlib.closing(database.server.connect(database.name)) as admin, admin.cursor() as cursor:
@@ -123,7 +134,9 @@ def _everything_readable(secrets: Secrets, *directories: pathlib.Path) -> dict[s
     """Every place a secret could have been left in, as text."""
     database = secrets.database
     found = {"server log": database.server.log_text()}
-    tables = database.query("SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = to_regnamespace('surefoot') AND relkind = 'r'")
+    tables = database.query(
+        "SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = to_regnamespace('surefoot') AND relkind = 'r'"
+    )
     for (table,) in tables:
         rows = database.query(f"SELECT t::text FROM surefoot.{table} t")
         found[f"ledger table {table}"] = "\n".join(row[0] for row in rows)
@@ -194,7 +207,10 @@ def test_nothing_is_found_after_success(
 
 FAILURES = {
     "failing statement": ("CREATE TABLE k(v text);\nINSERT INTO k SELECT :'key' FROM nowhere;", {}),
-    "constraint violation": ("CREATE TABLE k(v text UNIQUE);\nINSERT INTO k VALUES (:'key');\nINSERT INTO k VALUES (:'key');", {}),
+    "constraint violation": (
+        "CREATE TABLE k(v text UNIQUE);\nINSERT INTO k VALUES (:'key');\nINSERT INTO k VALUES (:'key');",
+        {},
+    ),
     "check violation": ("CREATE TABLE k(v text CHECK (v = 'x'));\nINSERT INTO k VALUES (:'key');", {}),
     "not null violation": ("CREATE TABLE k(v text, w int NOT NULL);\nINSERT INTO k VALUES (:'url', NULL);", {}),
     "cast": ("SELECT (:'key')::int;", {}),
@@ -268,9 +284,15 @@ def test_nothing_is_found_after_a_connection_that_failed(
     plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path, change: dict[str, t.Any]
 ) -> None:
     plan.add("001", "SELECT 1;")
-    changed = {key: value.format(mark=secrets.mark) if isinstance(value, str) else value for key, value in change.items()}
+    changed = {
+        key: value.format(mark=secrets.mark) if isinstance(value, str) else value for key, value in change.items()
+    }
     outcome, watcher = _run(plan, secrets, run_dir, connection={**secrets.parts, **changed})
-    assert outcome.result["failed"] and outcome.result["error"]["code"] == "connection" and outcome.result["error"]["remedy"]
+    assert (
+        outcome.result["failed"]
+        and outcome.result["error"]["code"] == "connection"
+        and outcome.result["error"]["remedy"]
+    )
     nothing_is_found(secrets, outcome, watcher, run_dir)
 
 
@@ -290,9 +312,7 @@ def test_nothing_is_found_after_a_malformed_url(
     plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path, url: str
 ) -> None:
     plan.add("001", "SELECT 1;")
-    outcome, watcher = _run(
-        plan, secrets, run_dir, connection={"login_url": url.format(password=f"pw-{secrets.mark}")}
-    )
+    outcome, watcher = _run(plan, secrets, run_dir, connection={"login_url": url.format(password=f"pw-{secrets.mark}")})
     assert outcome.result["failed"] and outcome.result["error"]["code"] in ("plan", "connection")
     nothing_is_found(secrets, outcome, watcher, run_dir)
 
@@ -311,7 +331,10 @@ def test_missing_key_is_named_and_nothing_else_is_found(
 def test_nothing_is_found_in_the_output_of_a_playbook_at_its_most_talkative(
     plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path, tmp_path: pathlib.Path, fails: bool
 ) -> None:
-    plan.add("001", "CREATE TABLE k(v text UNIQUE);\nINSERT INTO k VALUES (:'key');\n" + "INSERT INTO k VALUES (:'key');" * fails)
+    plan.add(
+        "001",
+        "CREATE TABLE k(v text UNIQUE);\nINSERT INTO k VALUES (:'key');\n" + "INSERT INTO k VALUES (:'key');" * fails,
+    )
     variables = {"url": secrets.login_url, "secrets": secrets.given}
     (tmp_path / "vars.json").write_text(json.dumps(variables), encoding="utf-8")
     task = {
@@ -335,9 +358,19 @@ def test_nothing_is_found_in_the_output_of_a_playbook_at_its_most_talkative(
         (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
         with Watcher(secrets.database) as watcher:
             done = subprocess.run(
-                [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", "localhost,", "-vvvv", "--diff", str(tmp_path / "play.yml")],
+                [
+                    os.path.join(os.path.dirname(sys.executable), "ansible-playbook"),
+                    "-i",
+                    "localhost,",
+                    "-vvvv",
+                    "--diff",
+                    str(tmp_path / "play.yml"),
+                ],
                 env=environment(
-                    LC_ALL="C.UTF-8", ANSIBLE_PYTHON_INTERPRETER=sys.executable, ANSIBLE_HOME=str(tmp_path / "home"), ANSIBLE_LOG_PATH=str(tmp_path / "log")
+                    LC_ALL="C.UTF-8",
+                    ANSIBLE_PYTHON_INTERPRETER=sys.executable,
+                    ANSIBLE_HOME=str(tmp_path / "home"),
+                    ANSIBLE_LOG_PATH=str(tmp_path / "log"),
                 ),
                 cwd=tmp_path,
                 capture_output=True,

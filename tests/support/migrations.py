@@ -62,7 +62,7 @@ class MigrationSet:
         steps: t.Sequence[t.Any] = (),
         **fields: t.Any,
     ) -> MigrationSet:
-        """One migration more. A step is SQL text, ``(text, False)`` for text outside a transaction, or the dict of a backfill."""
+        """One migration more. A step is SQL text, ``(text, False)`` outside a transaction, or the dict of a backfill."""
         migration: dict[str, t.Any] = {"id": id, **fields}
         if deploy is not None:
             self.file(f"{id}.sql", deploy)
@@ -99,7 +99,9 @@ def path_of(where: MigrationSet | str | os.PathLike[str]) -> str:
     return where.path if isinstance(where, MigrationSet) else os.fspath(where)
 
 
-def run(where: MigrationSet | str | os.PathLike[str], database: Database | t.Mapping[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
+def run(
+    where: MigrationSet | str | os.PathLike[str], database: Database | t.Mapping[str, t.Any], **options: t.Any
+) -> dict[str, t.Any]:
     """Run the engine in this process.
 
     :param database: a database, or module options of the connection
@@ -219,7 +221,14 @@ class Outcome:
 class ModuleProcess:
     """postgresql_migration in a process (and process group) of its own."""
 
-    def __init__(self, params: t.Mapping[str, t.Any], *, check: bool = False, diff: bool = False, module: str = "postgresql_migration") -> None:
+    def __init__(
+        self,
+        params: t.Mapping[str, t.Any],
+        *,
+        check: bool = False,
+        diff: bool = False,
+        module: str = "postgresql_migration",
+    ) -> None:
         arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_no_log": False}
         descriptor, self._arguments = tempfile.mkstemp(prefix="surefoot-test-", suffix=".json")
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -248,7 +257,9 @@ class ModuleProcess:
         self.process.send_signal(number)
 
 
-def module_params(where: MigrationSet | str | os.PathLike[str], database: Database | t.Mapping[str, t.Any], **params: t.Any) -> dict[str, t.Any]:
+def module_params(
+    where: MigrationSet | str | os.PathLike[str], database: Database | t.Mapping[str, t.Any], **params: t.Any
+) -> dict[str, t.Any]:
     """Options of postgresql_migration."""
     connection = database.params if isinstance(database, Database) else dict(database)
     return {**connection, "path": path_of(where), **params}
