@@ -17,13 +17,13 @@ import typing as t
 from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import worker_lock
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Context
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import OutcomeUnknown, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import LockBusy, OutcomeUnknown, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Progress
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Limits, Migration
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import load as load_secrets
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render, secret_names
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import milliseconds
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -42,6 +42,9 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
 FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND
 a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
 """
+# NULL while there is nothing to replay. Without pg_monitor the view shows no lag; the preflight sees to that right.
+_LAG = "SELECT coalesce(extract(epoch FROM max(replay_lag)), 0)::float8 FROM pg_catalog.pg_stat_replication"
+_LAG_POLL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +187,31 @@ class Backfills:
                     watch.end()
 
             while not finished:
+                self._await_replicas(step, limits)
                 read, changed, last = self._context.with_retries(migration, limits, attempt)
                 rows, position = rows + changed, last or position
                 finished = read < step.batch
                 if not finished and step.pause:
                     worker.sleep(step.pause)
             self._journal.note(migration, step.name, step.location.line, f"BACKFILL {rows}", time.monotonic() - clock)
+
+    def _await_replicas(self, step: BackfillStep, limits: Limits) -> None:
+        """Wait while a replica lags by more than the step allows.
+
+        :raises LockBusy: it still does at the deadline
+        """
+        deadline = time.monotonic() + limits.retry.deadline
+        while step.max_lag is not None:
+            lag = float(self._worker.fetch(_LAG)[0][0])
+            if lag <= step.max_lag:
+                return
+            if time.monotonic() > deadline:
+                raise LockBusy(
+                    f"{step.name}: a replica lags by {human_duration(lag)}, more than max_lag allows",
+                    remedy="Run again when it has caught up: the batches that are done stay done.",
+                    location=step.location,
+                )
+            self._worker.sleep(_LAG_POLL)
 
     def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, int, t.Any]:
         worker = self._worker

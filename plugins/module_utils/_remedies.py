@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-# (SQLSTATE or its class, word in the message or "", remedy); the first that fits wins, so the special come before the
+# (SQLSTATE, word in the message or "", remedy); the first that fits wins, so the special come before the
 # general.
 _REMEDIES: tuple[tuple[str, str, str], ...] = (
-    ("42501", "schema", "Give the role CREATE on the schema: GRANT USAGE, CREATE ON SCHEMA <schema> TO <role>."),
+    ("42501", "for schema", "Give the role CREATE on the schema: GRANT USAGE, CREATE ON SCHEMA <schema> TO <role>."),
     (
         "42501",
         "must be owner",
@@ -75,8 +75,8 @@ _REMEDIES: tuple[tuple[str, str, str], ...] = (
         "Wait for or end the session in the way, or raise retry.deadline; raising lock_timeout makes clients wait "
         "longer.",
     ),
-    ("55006", "", "The table has pending trigger events: put SET CONSTRAINTS ALL IMMEDIATE before the statement."),
-    ("57014", "", "Raise statement_timeout, or move the work into a backfill or a transaction: false step."),
+    ("55006", "trigger events", "Put SET CONSTRAINTS ALL IMMEDIATE before the statement: it fires what is pending."),
+    ("57014", "", "If it ran too long: raise statement_timeout, or use a backfill. If it was cancelled: run again."),
     ("57P01", "", "An administrator ended the session; what was open is rolled back. Run again."),
     ("53100", "", "The server's disk is full: make room, then run again."),
     ("53200", "", "The server is out of memory or lock slots: see max_locks_per_transaction, or split the migration."),

@@ -44,6 +44,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     DriftError,
     Location,
     LockBusy,
+    OutcomeUnknown,
     PlanError,
     SurefootError,
 )
@@ -75,7 +76,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
     token_digest,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import Worker, open_session
+from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost, Worker, open_session
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
@@ -417,7 +418,14 @@ class Runner:
             self._journal.touched = True
             worker.execute("BEGIN")
             worker.fetch(self._ledger.record_applied_sql(worker.connection, migration.id, "baseline", text, now(), 1))
-            worker.commit()
+            try:
+                worker.commit()
+            except CommitLost:
+                raise OutcomeUnknown(
+                    f"{migration.id}: the connection died at COMMIT of its record",
+                    remedy="Run again: what is recorded already is left out.",
+                    location=migration.location,
+                ) from None
             self._journal.finished(migration, 0.0, 1, None)
 
 

@@ -674,7 +674,7 @@ _META_REMEDIES = {
     "\\out": "Remove it: a migration's results go to the report.",
     "\\w": "Remove it.",
     "\\cd": "Remove it and write paths in the plan.",
-    "\\password": "Use ALTER ROLE ... PASSWORD with a secret variable.",
+    "\\password": "Set passwords outside migrations: the statement would reach the server log.",
     "\\encoding": "Convert the file to UTF-8 and remove it.",
     "\\q": "Remove it and what follows: psql runs nothing behind it.",
     "\\quit": "Remove it and what follows: psql runs nothing behind it.",

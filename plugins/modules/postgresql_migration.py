@@ -253,7 +253,7 @@ migrations:
         - Null when none was.
       type: float
 statements:
-  description: The slowest statements, at most 100, in order. All of them are in C(statements.jsonl) of O(run_dir).
+  description: The slowest statements, at most 100, in order. C(statements.jsonl) of O(run_dir) has up to 1000.
   type: list
   elements: dict
   returned: always

@@ -234,8 +234,7 @@ def test_ledger_keeps_the_text_before_substitution_with_passwords_masked(
     plan.fields["variables"] = {"who": "somebody"}
     plan.add(
         "001",
-        "CREATE TABLE a(t text); INSERT INTO a VALUES (:'who');
-"
+        "CREATE TABLE a(t text); INSERT INTO a VALUES (:'who');\n"
         f"CREATE ROLE x_{database.name} PASSWORD 'tops3cret'; DROP ROLE x_{database.name};",
     )
     run(plan, database)

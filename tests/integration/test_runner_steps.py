@@ -189,7 +189,8 @@ def test_backfill_with_a_composite_key_of_awkward_names_and_types(plan: Migratio
         'CREATE SCHEMA "App"; CREATE TABLE "App"."Order Lines"("Order No" uuid, "at" timestamptz,'
         ' "code" text COLLATE "C", "Value" numeric, PRIMARY KEY ("Order No", "at", "code"));'
         ' INSERT INTO "App"."Order Lines" SELECT md5((g % 10)::text)::uuid,'
-        " timestamptz '2026-01-01 00:00:00.123456+00' + g * interval '1.000001 s', repeat('x''\\', g % 3) || g, NULL FROM generate_series(1, 500) g"
+        " timestamptz '2026-01-01 00:00:00.123456+00' +"
+        " g * interval '1.000001 s', repeat('x''\\', g % 3) || g, NULL FROM generate_series(1, 500) g"
     )
     plan.add(
         "001",

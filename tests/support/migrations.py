@@ -62,7 +62,7 @@ class MigrationSet:
         steps: t.Sequence[t.Any] = (),
         **fields: t.Any,
     ) -> MigrationSet:
-        """One migration more. A step is SQL text, ``(text, False)`` outside a transaction, or the dict of a backfill."""
+        """One migration more. A step is SQL text, ``(text, False)`` outside a transaction, or a backfill's dict."""
         migration: dict[str, t.Any] = {"id": id, **fields}
         if deploy is not None:
             self.file(f"{id}.sql", deploy)
