@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -24,7 +25,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import loa
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render, secret_names
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
+from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost, Worker
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
@@ -42,9 +43,30 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
 FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND
 a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
 """
-# NULL while there is nothing to replay. Without pg_monitor the view shows no lag; the preflight sees to that right.
-_LAG = "SELECT coalesce(extract(epoch FROM max(replay_lag)), 0)::float8 FROM pg_catalog.pg_stat_replication"
+# Positions, not replay_lag: that is NULL for a replica that has stopped replaying. Without pg_monitor the positions of
+# others are NULL and nothing is waited for; the preflight sees to that right.
+_POSITIONS = """
+SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
+       (SELECT min(replay_lsn - '0/0'::pg_lsn)::bigint FROM pg_catalog.pg_stat_replication)
+"""
 _LAG_POLL = 0.5
+
+
+class ReplicaLag:
+    """How far the slowest replica is behind what this backfill wrote, in seconds."""
+
+    def __init__(self) -> None:
+        self._written: collections.deque[tuple[int, float]] = collections.deque()
+
+    def measure(self, worker: Worker) -> float:
+        """Age of the oldest of our positions that some replica has not replayed; 0 when all have."""
+        now, replayed = worker.fetch(_POSITIONS)[0]
+        while self._written and (replayed is None or self._written[0][0] <= replayed):
+            self._written.popleft()
+        lag = time.monotonic() - self._written[0][1] if self._written else 0.0
+        if not self._written or self._written[-1][0] < now:
+            self._written.append((now, time.monotonic()))
+        return lag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +172,7 @@ class Backfills:
             rows = int(earlier.rows or 0) if earlier is not None else 0
             clock = time.monotonic()
             finished = False
+            lag = ReplicaLag()
 
             def attempt(_number: int) -> tuple[int, int, list[str] | None]:
                 watch.begin(worker.pid, enforce=True)
@@ -187,7 +210,7 @@ class Backfills:
                     watch.end()
 
             while not finished:
-                self._await_replicas(step, limits)
+                self._await_replicas(lag, step, limits)
                 read, changed, last = self._context.with_retries(migration, limits, attempt)
                 rows, position = rows + changed, last or position
                 finished = read < step.batch
@@ -195,19 +218,19 @@ class Backfills:
                     worker.sleep(step.pause)
             self._journal.note(migration, step.name, step.location.line, f"BACKFILL {rows}", time.monotonic() - clock)
 
-    def _await_replicas(self, step: BackfillStep, limits: Limits) -> None:
+    def _await_replicas(self, lag: ReplicaLag, step: BackfillStep, limits: Limits) -> None:
         """Wait while a replica lags by more than the step allows.
 
         :raises LockBusy: it still does at the deadline
         """
         deadline = time.monotonic() + limits.retry.deadline
         while step.max_lag is not None:
-            lag = float(self._worker.fetch(_LAG)[0][0])
-            if lag <= step.max_lag:
+            seconds = lag.measure(self._worker)
+            if seconds <= step.max_lag:
                 return
             if time.monotonic() > deadline:
                 raise LockBusy(
-                    f"{step.name}: a replica lags by {human_duration(lag)}, more than max_lag allows",
+                    f"{step.name}: a replica lags by {human_duration(seconds)}, more than max_lag allows",
                     remedy="Run again when it has caught up: the batches that are done stay done.",
                     location=step.location,
                 )

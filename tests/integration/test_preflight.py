@@ -28,11 +28,11 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._module import Invo
 from ansible_collections.surefoot.dbops.plugins.module_utils._preflight import Finding, Report, Wanted, pooler_evidence
 from ansible_collections.surefoot.dbops.plugins.modules import postgresql_preflight_info
 from ansible_collections.surefoot.dbops.tests.support.pgserver import (
-    TEST_SETTINGS,
     Database,
     PgServer,
     temporary_database,
 )
+from ansible_collections.surefoot.dbops.tests.support.standby import running_standby
 
 pytestmark = pytest.mark.versions
 
@@ -524,58 +524,19 @@ def test_pgbouncer_is_found(app: Database, mode: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def standby(pg_server: PgServer) -> t.Iterator[tuple[PgServer, t.Callable[..., None]]]:
-    """A streaming standby of the session's server: a copy of its description with the standby's address."""
-    import dataclasses
-
-    owner = os.stat(pg_server.data_dir)
-    home = tempfile.mkdtemp(prefix="surefoot-standby-", dir="/var/tmp")
-    os.chown(home, owner.st_uid, owner.st_gid)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    data = os.path.join(home, "data")
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [os.path.join(pg_server.bindir, program), *arguments],
-            check=True,
-            cwd=home,
-            stdout=subprocess.DEVNULL,
-            user=owner.st_uid if os.geteuid() == 0 else None,
-            group=owner.st_gid if os.geteuid() == 0 else None,
-            extra_groups=[] if os.geteuid() == 0 else None,
-        )
-
-    try:
-        run("pg_basebackup", "-d", pg_server.dsn(), "-D", data, "-R", "-X", "stream", "-c", "fast")
-        with open(os.path.join(data, "postgresql.auto.conf"), "a", encoding="utf-8") as stream:
-            # What -R wrote may hold keywords of a newer libpq than the one the server program finds.
-            conninfo = f"host={pg_server.host} port={pg_server.port} user={pg_server.superuser} application_name=copy"
-            stream.write(f"primary_conninfo = '{conninfo}'\n")
-        settings = f"-p {port} -k {home} -c listen_addresses= -c fsync=off"
-        for name in ("max_connections", "max_prepared_transactions", "max_wal_senders"):
-            settings += f" -c {name}={TEST_SETTINGS[name]}"
-        try:
-            run("pg_ctl", "-D", data, "-w", "-l", os.path.join(home, "log"), "-o", settings, "start")
-        except subprocess.CalledProcessError:
-            with open(os.path.join(home, "log"), encoding="utf-8") as log:
-                pytest.fail(log.read())
-        try:
-            yield dataclasses.replace(pg_server, host=home, port=port, data_dir=data), run
-        finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home)
+def standby(pg_server: PgServer) -> t.Iterator[PgServer]:
+    with running_standby(pg_server) as server:
+        yield server
 
 
-def test_standby_is_refused_and_can_be_measured(standby: tuple[PgServer, t.Any]) -> None:
-    on_standby = Database("postgres", standby[0])
+def test_standby_is_refused_and_can_be_measured(standby: PgServer) -> None:
+    on_standby = Database("postgres", standby)
     assert finding(on_standby, "primary").verdict == "fail"
     assert finding(on_standby, "replica_lag").verdict == "not_applicable"
 
 
-def test_replica_lag(role: str, app: Database, standby: tuple[PgServer, t.Any]) -> None:
-    on_standby = Database("postgres", standby[0])
+def test_replica_lag(role: str, app: Database, standby: PgServer) -> None:
+    on_standby = Database("postgres", standby)
     _until(lambda: finding(app, "replica_lag").verdict == "pass")
     assert finding(app, "primary").verdict == "pass"
     # The role sees that there is a replica, but not how far it is.

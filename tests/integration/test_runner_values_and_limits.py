@@ -373,10 +373,15 @@ def standby(server: PgServer) -> t.Iterator[dict[str, t.Any]]:
         with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", (names.split(),))
             settings = " ".join(f"-c {name}={setting}" for name, setting in cursor.fetchall())
-        options = f"-p {port} -k {directory} -c listen_addresses= {settings}"
+        # Plain enough for an older libpq, which unpacked server programs may find on the machine.
+        upstream = f'"primary_conninfo=host={server.host} port={server.port} user=postgres"'
+        options = f"-p {port} -k {directory} -c listen_addresses= -c {upstream} {settings}"
         program("pg_ctl", "-D", data, "-o", options, "-l", f"{directory}/log", "-w", "start")
         try:
             yield {"login_unix_socket": directory, "login_port": port, "login_user": "postgres"}
+        except AssertionError as exc:
+            log = pathlib.Path(directory, "log").read_text(encoding="utf-8")
+            raise AssertionError(f"{exc}; the standby's log: {log}") from exc
         finally:
             program("pg_ctl", "-D", data, "-m", "immediate", "stop")
     finally:
