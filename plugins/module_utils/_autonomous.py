@@ -14,7 +14,14 @@ import time
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import _nontransactional as nontransactional
-from ansible_collections.surefoot.dbops.plugins.module_utils._context import BUSY_POLL, WHOLE_STEP, Context, OverBudget
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_literal
+from ansible_collections.surefoot.dbops.plugins.module_utils._context import (
+    BUSY_POLL,
+    WHOLE_STEP,
+    Attempts,
+    Context,
+    OverBudget,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     LedgerError,
     Location,
@@ -48,14 +55,7 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
     """The worker lock for the session, as no transaction spans the work."""
     worker = context.worker
     worker.ready(context.settings(migration, limits))
-    deadline = time.monotonic() + context.options.busy_timeout
-    # A session of ours that was just closed frees the lock a moment later.
-    while not worker.fetch(f"SELECT pg_catalog.pg_try_advisory_lock({context.ledger.worker_key})")[0][0]:
-        if time.monotonic() > deadline:
-            raise LockBusy(
-                "the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate."
-            )
-        worker.sleep(BUSY_POLL / 5)
+    obtain_worker_lock(context)
     try:
         context.require_runner_lock()
         yield
@@ -64,6 +64,22 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
         with contextlib.suppress(psycopg2.Error, SurefootError):
             worker.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
         worker.close()  # frees the lock, whatever state the session is in
+
+
+def obtain_worker_lock(context: Context) -> None:
+    """Take the worker lock for the session; again after a statement that gives up every lock.
+
+    :raises LockBusy: another session has it for longer than busy_timeout
+    """
+    worker = context.worker
+    deadline = time.monotonic() + context.options.busy_timeout
+    # A session of ours that was just closed frees the lock a moment later.
+    while not worker.fetch(f"SELECT pg_catalog.pg_try_advisory_lock({context.ledger.worker_key})")[0][0]:
+        if time.monotonic() > deadline:
+            raise LockBusy(
+                "the session of a killed run is still at work", remedy="Wait for it, or set on_orphan: terminate."
+            )
+        worker.sleep(BUSY_POLL / 5)
 
 
 class Autonomous:
@@ -86,6 +102,7 @@ class Autonomous:
         digest: str,
         progress: t.Mapping[tuple[int, int], Progress],
         limits: Limits,
+        attempts: Attempts,
     ) -> None:
         """Statement by statement: an intent before, a result after, and the catalog asked what became of an intent."""
         with worker_lock(self._context, migration, limits):
@@ -96,14 +113,16 @@ class Autonomous:
                 text = self._context.render(statement, step)
                 fingerprint = hashlib.sha256(statement.text.encode()).hexdigest()
                 # What sets up the session is needed again after a resume; only it is: its effect died with the session.
-                if earlier is not None and earlier.state == "done" and kind.tag not in _SESSION_SETUP:
+                if earlier is not None and earlier.state == "done" and not _sets_up_session(kind):
                     continue
                 clock = time.monotonic()
                 if kind.in_transaction == "yes" and kind.tag not in ("CALL", "DO"):
-                    self._single(migration, number, statement, step, kind, text, fingerprint, limits)
+                    self._single(migration, number, statement, step, kind, text, fingerprint, limits, attempts)
                 else:
                     self._alone(migration, number, statement, step, kind, text, fingerprint, earlier, limits)
                 self._journal.statement(migration, step, statement, kind, time.monotonic() - clock)
+                if kind.tag == "DISCARD ALL" or b"advisory_unlock" in statement.raw.lower():
+                    obtain_worker_lock(self._context)
             self._mark(migration, number, WHOLE_STEP, "done", digest)
 
     def _mark(
@@ -135,6 +154,7 @@ class Autonomous:
         text: str,
         fingerprint: str,
         limits: Limits,
+        attempts: Attempts,
     ) -> None:
         """An ordinary statement of a non-transactional file: a transaction of its own, with its result in the same
         one."""
@@ -142,7 +162,8 @@ class Autonomous:
         # VALIDATE CONSTRAINT reads a whole table under a lock that blocks nobody; the deadline governs it.
         timeout = limits.retry.deadline if not kind.may_block else limits.statement_timeout
 
-        def attempt(_number: int) -> None:
+        def attempt(tried: int) -> None:
+            attempts.tried(tried)
             watch.begin(worker.pid, enforce=kind.may_block)
             try:
                 worker.execute(
@@ -164,7 +185,8 @@ class Autonomous:
                 raise self._context.failed(exc, statement.location(), statement) from None
             finally:
                 worker.rollback()
-                watch.end()
+                held = watch.end()
+            attempts.held_for(held)
 
         if statement.copy_data is not None:
             attempt(1)  # its rows stream from the file once
@@ -198,6 +220,9 @@ class Autonomous:
         target = concurrent_target(text)
         location = statement.location()
         deadline = time.monotonic() + limits.retry.deadline
+        repeatable = (
+            target is not None or kind.tag in nontransactional.RERUNNABLE or nontransactional.in_catalog(kind.tag)
+        )
         intended = earlier is not None
         if (
             earlier is not None
@@ -220,8 +245,9 @@ class Autonomous:
                 raise OutcomeUnknown(
                     f"{migration.id}: an earlier run was cut off in {kind.tag}; whether it took effect cannot be told",
                     remedy="Look, then either undo it and roll the migration back, or mark it:"
-                    f" UPDATE {self._ledger.schema}.progress SET state = 'done' WHERE migration_id = '{migration.id}'"
-                    f" AND step = {number} AND statement = {statement.index}.",
+                    f" UPDATE \"{self._ledger.schema}\".progress SET state = 'done' WHERE set_name ="
+                    f" {quote_literal(self._ledger.set_name, worker.connection)} AND migration_id = '{migration.id}'"
+                    f" AND action = '{self._action}' AND step = {number} AND statement = {statement.index}.",
                     location=location,
                 )
 
@@ -248,8 +274,10 @@ class Autonomous:
             elif not intended:
                 self._mark(migration, number, statement.index, "intended", fingerprint)
                 intended = True
-            # The waits of CREATE INDEX CONCURRENTLY block nobody; DETACH takes ACCESS EXCLUSIVE on the partition.
-            bounded = target is not None and target.kind == "detach_partition"
+            # The waits of CREATE INDEX CONCURRENTLY block nobody; behind one for ACCESS EXCLUSIVE (DETACH, VACUUM FULL,
+            # CLUSTER) all clients of the table queue up. A procedure's lock waits are its own business: it may have
+            # committed a part.
+            bounded = kind.may_block and repeatable
             watch.begin(worker.pid, enforce=False)
             try:
                 with watch.statement(may_block=False):
@@ -260,6 +288,16 @@ class Autonomous:
                         location,
                         statement,
                     )
+            except SqlError:
+                if nontransactional.in_catalog(kind.tag) and not worker.lost:
+                    # What the catalog shows afterwards was there before: it must not be taken for ours.
+                    worker.record(
+                        self._ledger.forget_intent_sql(
+                            worker.connection, migration.id, self._action, number, statement.index
+                        )
+                    )
+                    intended = False
+                raise
             finally:
                 watch.end()
             if target is not None and target.kind == "create_index":
@@ -267,7 +305,7 @@ class Autonomous:
                 if after.action != nontransactional.DONE:
                     raise LedgerError(f"the index is not valid after it was built: {after.reason}", location=location)
 
-        if target is not None or kind.tag in nontransactional.RERUNNABLE or nontransactional.in_catalog(kind.tag):
+        if repeatable:
             self._context.with_retries(migration, limits, attempt)
         else:
             attempt(1)  # a procedure that met a deadlock may have committed a part
@@ -302,6 +340,11 @@ class Autonomous:
                 with contextlib.suppress(psycopg2.Error, SurefootError):
                     worker.execute("RESET lock_timeout")
                     worker.execute("RESET statement_timeout")
+
+
+def _sets_up_session(kind: StatementClass) -> bool:
+    """SET and kin, and a SELECT that calls set_config, as pg_dump writes it."""
+    return kind.tag in _SESSION_SETUP or (kind.tag == "SELECT" and kind.session == "unknown")
 
 
 def _last_name(statement: Statement) -> str | None:

@@ -95,10 +95,18 @@ class OrphanBusy(Exception):
 
 @dataclasses.dataclass
 class Attempts:
-    """How often a migration was tried, and the seconds its last attempt held a lock that blocks others."""
+    """How often a migration's most stubborn step was tried, and the longest that a transaction of it held a lock that
+    blocks others, in seconds."""
 
     number: int = 1
     held: float | None = None
+
+    def tried(self, number: int) -> None:
+        self.number = max(self.number, number)
+
+    def held_for(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self.held = round(max(seconds, self.held or 0.0), 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +131,12 @@ class Context:
 
         :raises ConnectionFailed: the control session lost the runner lock
         """
-        if not self.worker.fetch(self.ledger.runner_lock_sql(self.control_pid))[0][0]:
+        if not self.worker.fetch(self.locks_sql())[0][1]:
             raise runner_lock_lost()
+
+    def locks_sql(self) -> str:
+        """Query whether this session holds the worker lock, and the control session the runner lock."""
+        return self.ledger.locks_sql(self.control_pid)
 
     def steps_of(self, migration: Migration) -> tuple[Step, ...]:
         return migration.steps if self.action != "rollback" else tuple(migration.rollback or ())

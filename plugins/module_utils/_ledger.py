@@ -180,6 +180,10 @@ SET state = excluded.state, text_sha256 = excluded.text_sha256, rows = excluded.
     tries = progress.tries + (excluded.state = 'intended')::integer, run_id = excluded.run_id,
     updated_at = pg_catalog.clock_timestamp()
 """
+_FORGET_INTENT = """
+DELETE FROM {s}.progress
+WHERE set_name = %s AND migration_id = %s AND action = %s AND step = %s AND statement = %s AND state = 'intended'
+"""
 _CLEAR_PROGRESS = "DELETE FROM {s}.progress WHERE set_name = %s AND migration_id = %s"
 
 
@@ -287,6 +291,15 @@ def executed_text(files: t.Sequence[tuple[str, bytes]], raw_sha256: str, token_s
     return Text(raw_sha256, token_sha256, redact_sql("\n".join(parts)), size)
 
 
+def _holds(key: int, pid: str) -> str:
+    high, low = divmod(key & 0xFFFFFFFFFFFFFFFF, 1 << 32)
+    return (
+        "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+        " AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+        f" AND classid = {high} AND objid = {low} AND pid = {pid})"
+    )
+
+
 class Ledger:
     """Reads and writes the ledger of one migration set. Every statement is schema-qualified."""
 
@@ -327,7 +340,7 @@ class Ledger:
             try:
                 cursor.execute(self._sql(connection, "SELECT value FROM {s}.meta WHERE key = 'format'"))
             except psycopg2.Error as exc:
-                raise self._unreadable(exc) from None
+                raise self.unreadable(exc) from None
             row = cursor.fetchone()
         found = int(row[0]) if row and str(row[0]).isdigit() else 0
         if found > FORMAT:
@@ -383,14 +396,15 @@ class Ledger:
                 cursor.execute(self._sql(connection, _MARK))
                 row = cursor.fetchone()
         except psycopg2.Error as exc:
-            raise self._unreadable(exc) from None
+            raise self.unreadable(exc) from None
         cut_off = row[5] if row else None
         # How definitions are printed differs between major versions: an upgrade is no drift.
         same_major = row is not None and row[4] // 10000 == connection.server_version // 10000
         mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and same_major and not cut_off else None
         return State(True, applied, partial, undoing, mark, cut_off)
 
-    def _unreadable(self, exc: t.Any) -> SurefootError:
+    def unreadable(self, exc: t.Any) -> SurefootError:
+        """What to raise when the server does not let the ledger be read."""
         return LedgerError(
             f"the ledger in schema {self.schema} cannot be read: {redact(exc.diag.message_primary or str(exc))}",
             remedy=f"Connect as its owner, or GRANT USAGE ON SCHEMA {self.schema} and SELECT ON ALL TABLES IN it.",
@@ -463,14 +477,21 @@ class Ledger:
                 },
             ).decode("utf-8")
 
-    def runner_lock_sql(self, pid: int) -> str:
-        """Query whether this server process holds the runner lock now."""
-        key = self.runner_key & 0xFFFFFFFFFFFFFFFF
+    def locks_sql(self, control_pid: int) -> str:
+        """Query whether the asking session holds the worker lock, and this server process the runner lock."""
         return (
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-            " AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-            f" AND classid = {key >> 32} AND objid = {key & 0xFFFFFFFF} AND pid = {int(pid)})"
+            f"SELECT {_holds(self.worker_key, 'pg_catalog.pg_backend_pid()')},"
+            f" {_holds(self.runner_key, str(int(control_pid)))}"
         )
+
+    def forget_intent_sql(
+        self, connection: Connection, migration_id: str, action: str, step: int, statement: int
+    ) -> str:
+        """Statement that takes back an intent: the server refused the statement, nothing of it took effect."""
+        with connection.cursor() as cursor:
+            return cursor.mogrify(
+                self._sql(connection, _FORGET_INTENT), (self.set_name, migration_id, action, step, statement)
+            ).decode("utf-8")
 
     def clear_progress_sql(self, connection: Connection, migration_id: str) -> str:
         """Statement that forgets the step records of a migration that is wholly applied or rolled back."""

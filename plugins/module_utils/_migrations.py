@@ -114,7 +114,7 @@ class Migrations:
             if isinstance(step, BackfillStep):
                 self._backfills.run(migration, number, step, digest, progress, limits)
             elif not step.transaction:
-                self._autonomous.run(migration, number, step, digest, progress, limits)
+                self._autonomous.run(migration, number, step, digest, progress, limits, attempts)
             else:
                 final = number == last
                 self._transactions.run(

@@ -46,10 +46,13 @@ def _stat(pid: int) -> tuple[int, int] | None:
 def _is_controller(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            command = stream.read()
-        return any(name in command for name in _CONTROLLERS)
+            words = stream.read().split(b"\0")
     except OSError:
         return False
+    # Not anywhere in it: the login of a user named ansible (sshd: ansible@pts/0) ends, and nohup outlives it.
+    if b"python" in os.path.basename(words[0]):
+        words = [word for word in words[1:] if not word.startswith(b"-")]
+    return bool(words) and os.path.basename(words[0]).startswith(_CONTROLLERS)
 
 
 class AncestorWatch:

@@ -42,6 +42,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._drift import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     DriftError,
+    EnvironmentProblem,
     Location,
     LockBusy,
     OutcomeUnknown,
@@ -191,6 +192,13 @@ class Runner:
 
     def _results(self) -> dict[str, t.Any]:
         journal = self._journal
+        evidence = self._evidence()
+        try:
+            record(None if self._options.check_mode else self._options.run_dir, evidence)
+            if self._options.run_dir and journal.statement_count:
+                append_lines(os.path.join(self._options.run_dir, "statements.jsonl"), journal.remembered())
+        except EnvironmentProblem as exc:  # it must hide neither what was done nor why the run failed
+            journal.warn(str(exc))
         done = journal.ids
         pending = [migration.id for migration in self._selection.todo if migration.id not in done]
         results: dict[str, t.Any] = {
@@ -207,12 +215,10 @@ class Runner:
             "checks": [result.to_dict() for result in journal.checks],
             "drift": [item.to_dict() for item in journal.drift],
             "notes": journal.warnings,
-            "evidence": record(None if self._options.check_mode else self._options.run_dir, self._evidence()),
+            "evidence": record(None, evidence),
         }
         if self._options.show_text:
             results["diff"] = self._diff()
-        if self._options.run_dir and journal.statement_count:
-            append_lines(os.path.join(self._options.run_dir, "statements.jsonl"), journal.remembered())
         return results
 
     def _evidence(self) -> list[Evidence]:
@@ -363,7 +369,8 @@ class Runner:
     def _locked(self, control: Connection) -> t.Iterator[None]:
         """The runner lock, polled: the blocking form holds a snapshot, which deadlocks with CREATE INDEX
         CONCURRENTLY."""
-        self._obtain(control, self._ledger.runner_key, "another run")
+        patience = self._options.busy_timeout if self._options.on_busy == "wait" else 0.0
+        self._obtain(control, self._ledger.runner_key, "another run", patience)
         try:
             self._await_orphan(control)
             yield
@@ -372,8 +379,8 @@ class Runner:
                 with contextlib.suppress(psycopg2.Error), control.cursor() as cursor:
                     cursor.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (self._ledger.runner_key,))
 
-    def _obtain(self, control: Connection, key: int, what: str, remedy: str | None = None) -> None:
-        deadline = time.monotonic() + (self._options.busy_timeout if self._options.on_busy == "wait" else 0)
+    def _obtain(self, control: Connection, key: int, what: str, patience: float, remedy: str | None = None) -> None:
+        deadline = time.monotonic() + patience
         while True:
             with control.cursor() as cursor:
                 cursor.execute("SELECT pg_catalog.pg_try_advisory_lock(%s)", (key,))
@@ -401,6 +408,8 @@ class Runner:
             control,
             self._ledger.worker_key,
             "the session of a killed run is still at work and",
+            # on_orphan alone decides; one that was just ended needs a moment to go, too.
+            self._options.busy_timeout,
             f"Wait for it, set on_orphan: terminate, or run SELECT pg_terminate_backend({pids}).",
         )
         with control.cursor() as cursor:

@@ -27,6 +27,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._script import insp
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Selection, raw_digest, select_deploy
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import open_session
 
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
+    import psycopg2
+
 
 @dataclasses.dataclass(frozen=True)
 class Status:
@@ -140,7 +143,10 @@ def read_status(
         drift = file_drift(plan, state)
         with no_other_run(connection, ledger) as quiet:
             found = catalog_drift(connection, state, ledger_schema, plan.drift_ignore) if quiet else None
-        attempts = ledger.history(connection, history) if state.exists and history else []
+        try:
+            attempts = ledger.history(connection, history) if state.exists and history else []
+        except psycopg2.Error as exc:
+            raise ledger.unreadable(exc) from None
     if validate:
         for migration in selection.todo:
             for step in migration.steps:

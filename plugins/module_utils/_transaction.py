@@ -40,6 +40,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import loa
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import step_digest
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
+from ansible_collections.surefoot.dbops.plugins.module_utils._watch import runner_lock_lost
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -47,10 +48,6 @@ with contextlib.suppress(ImportError):  # reported by _connection.require_driver
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
-
-# Seconds between two looks, under the worker lock, whether the runner lock is still ours. A run that lost it in between
-# meets the ledger's primary key; looking every time would cost small migrations a twentieth of their time.
-_FENCE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,6 @@ class Transactions:
         self._watch = context.watch
         self._journal = context.journal
         self._xid = ""
-        self._fenced = 0.0
 
     def run(self, works: t.Sequence[Work], limits: Limits, attempts: Attempts) -> None:
         """Attempts until it is done, the attempts or the deadline run out, or an error no retry can mend."""
@@ -87,8 +83,8 @@ class Transactions:
 
         def attempt(number: int) -> None:
             self._journal.undo(mark)
-            attempts.number = number
-            attempts.held = self._attempt(works, limits, number)
+            attempts.tried(number)
+            attempts.held_for(self._attempt(works, limits, number))
 
         self._context.with_retries(works[0].migration, limits, attempt)
 
@@ -129,20 +125,22 @@ class Transactions:
                 work.migration.session_settings for work in works
             ):
                 worker.taint()
-        return round(held, 4) if held is not None else None
+        return held
 
     def _begin(self, works: t.Sequence[Work], limits: Limits) -> None:
         worker = self._worker
         modes = self._modes(works)
         # The limits are in force already: the session was started with them.
-        got = worker.fetch(
-            f"BEGIN {modes or ''}; SELECT pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key})"
-        )
-        if not got[0][0]:
+        # Statements, not one expression: the runner lock must be looked at after the worker lock was taken. It is so
+        # in every transaction, as the next run may begin as soon as one of ours has ended.
+        ours, runner = worker.fetch(
+            f"BEGIN {modes or ''}; SELECT pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key});"
+            f" {self._context.locks_sql()}"
+        )[0]
+        if not ours:
             raise OrphanBusy()
-        if time.monotonic() - self._fenced > _FENCE:
-            self._context.require_runner_lock()
-            self._fenced = time.monotonic()
+        if not runner:
+            raise runner_lock_lost()
         names: set[str] = set()
         for work in works:
             if work.script is not None:

@@ -164,10 +164,12 @@ class LockWatch:
                 self._sample(with_blockers=True)
             except psycopg2.Error:
                 continue  # the runner notices a lost connection itself, at its next statement
-            left = self.remaining()
-            if self.enforced and left is not None and left < 0 and self._statement_started is not None:
-                self.over_budget = True
-                self._cancel()
+            # Under the lock, so that no other transaction can begin between the decision and the cancel.
+            with self._lock:
+                left = self.remaining()
+                if self.enforced and left is not None and left < 0 and self._statement_started is not None:
+                    self.over_budget = True
+                    self._cancel()
 
     def _sample(self, *, with_blockers: bool) -> None:
         with self._lock:
