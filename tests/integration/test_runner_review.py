@@ -21,7 +21,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     ConnectionFailed,
     DriftError,
     LedgerError,
-    LockBusy,
     OutcomeUnknown,
     SqlError,
     SurefootError,
@@ -39,7 +38,6 @@ from ansible_collections.surefoot.dbops.tests.support.migrations import (
     fails,
     module_params,
     run,
-    run_module,
     sessions,
     wait_until,
     worker_running,
@@ -440,7 +438,8 @@ def test_orphan_is_terminated_although_other_runs_are_not_waited_for(plan: Migra
         # Ending takes its time, and the locks last until then.
         for _batch in range(30):
             cursor.execute(
-                f"DO $$ BEGIN FOR i IN 1..50 LOOP EXECUTE format('CREATE TEMPORARY TABLE t{_batch}_%s(i int PRIMARY KEY)', i); END LOOP; END $$"
+                f"DO $$ BEGIN FOR i IN 1..50 LOOP EXECUTE"
+                f" format('CREATE TEMPORARY TABLE t{_batch}_%s(i int PRIMARY KEY)', i); END LOOP; END $$"
             )
         plan.add("001", "CREATE TABLE a(i int);")
         assert run(plan, database, on_busy="fail", on_orphan="terminate")["applied"] == ["001"]
@@ -465,7 +464,10 @@ def test_discard_in_a_file_does_not_drop_the_worker_lock(plan: MigrationSet, dat
 
 def test_resume_sets_the_session_up_again_when_a_function_did_it(plan: MigrationSet, database: Database) -> None:
     database.query("CREATE SCHEMA app; CREATE TABLE app.t(i int); CREATE TABLE public.t(i int)")
-    text = "SELECT pg_catalog.set_config('search_path', 'app', false);\nINSERT INTO t VALUES ({});\nCREATE INDEX CONCURRENTLY j ON t (i);"
+    text = (
+        "SELECT pg_catalog.set_config('search_path', 'app', false);\nINSERT INTO t VALUES ({});\n"
+        "CREATE INDEX CONCURRENTLY j ON t (i);"
+    )
     plan.add("001", text.format("1/(SELECT count(*) FROM public.ready)"), transaction=False)
     database.query("CREATE TABLE public.ready(i int)")
     fails(SqlError, plan, database)
@@ -551,21 +553,25 @@ def test_cancel_for_one_transaction_never_hits_the_next(database: Database) -> N
             return left
 
     reached: list[int] = []
-    with contextlib.closing(worker), contextlib.closing(control), worker.cursor() as cursor:
-        with Slow(control, 0.05, lambda: hits.append(current[0])) as watch:
-            current[0] = 1
-            watch.begin(worker.info.backend_pid, enforce=True)
-            cursor.execute("BEGIN; LOCK TABLE a")
-            with watch.statement(may_block=True):
-                wait_until(lambda: reached, "the watch decides")
-            cursor.execute("COMMIT")
-            watch.end()
-            current[0] = 2
-            watch.begin(worker.info.backend_pid, enforce=True)
-            with watch.statement(may_block=False):
-                time.sleep(0.8)
-            watch.end()
-            over = watch.over_budget
+    with (
+        contextlib.closing(worker),
+        contextlib.closing(control),
+        worker.cursor() as cursor,
+        Slow(control, 0.05, lambda: hits.append(current[0])) as watch,
+    ):
+        current[0] = 1
+        watch.begin(worker.info.backend_pid, enforce=True)
+        cursor.execute("BEGIN; LOCK TABLE a")
+        with watch.statement(may_block=True):
+            wait_until(lambda: reached, "the watch decides")
+        cursor.execute("COMMIT")
+        watch.end()
+        current[0] = 2
+        watch.begin(worker.info.backend_pid, enforce=True)
+        with watch.statement(may_block=False):
+            time.sleep(0.8)
+        watch.end()
+        over = watch.over_budget
     assert 2 not in hits and not over
 
 
@@ -610,7 +616,8 @@ def test_info_of_a_ledger_that_may_not_be_read_wholly_is_one_line(
 ) -> None:
     run(plan.add("001", "SELECT 1;"), database)
     database.query(
-        f"GRANT USAGE ON SCHEMA surefoot TO {role}; GRANT SELECT ON surefoot.meta, surefoot.applied, surefoot.progress, surefoot.runs TO {role}"
+        f"GRANT USAGE ON SCHEMA surefoot TO {role};"
+        f" GRANT SELECT ON surefoot.meta, surefoot.applied, surefoot.progress, surefoot.runs TO {role}"
     )
     params = {**module_params(plan, database), "login_user": role}
     outcome = ModuleProcess(params, module="postgresql_migration_info").wait()

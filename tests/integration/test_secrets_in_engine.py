@@ -380,3 +380,37 @@ def test_nothing_is_found_in_the_output_of_a_playbook_at_its_most_talkative(
         assert (done.returncode != 0) == fails, done.stdout
         outcome = Outcome(done.returncode, done.stdout + (tmp_path / "log").read_text(encoding="utf-8"), done.stderr)
         nothing_is_found(secrets, outcome, watcher, run_dir)
+
+
+def test_nothing_is_found_after_a_backfill_that_violates_a_constraint(
+    plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path
+) -> None:
+    secrets.database.query("CREATE TABLE b(id int PRIMARY KEY, v text CHECK (v = 'x')); INSERT INTO b VALUES (1, 'x')")
+    plan.add("001", steps=[{"table": "public.b", "key": "id", "set": {"v": ":'key'"}}])
+    outcome, watcher = _run(plan, secrets, run_dir)
+    assert outcome.result["failed"] and outcome.result["error"]["sqlstate"] == "23514"
+    nothing_is_found(secrets, outcome, watcher, run_dir)
+
+
+def test_nothing_is_found_after_a_deferred_constraint_was_violated(
+    plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path
+) -> None:
+    plan.add(
+        "001",
+        "CREATE TABLE p(v text PRIMARY KEY);\nCREATE TABLE c(v text REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO c VALUES (:'key');",
+    )
+    outcome, watcher = _run(plan, secrets, run_dir)
+    assert outcome.result["failed"] and outcome.result["error"]["sqlstate"] == "23503"
+    nothing_is_found(secrets, outcome, watcher, run_dir)
+
+
+@pytest.mark.parametrize("when", ["before_commit", "after_commit"])
+def test_nothing_is_found_after_a_negative_check_with_a_secret(
+    plan: MigrationSet, secrets: Secrets, run_dir: pathlib.Path, when: str
+) -> None:
+    check = {"name": "refused", "statement": "INSERT INTO k VALUES (:'key')", "expect_error": "check_violation"}
+    plan.add("001", "CREATE TABLE k(v text CHECK (v = 'x'));", verify=[{**check, "when": when}])
+    outcome, watcher = _run(plan, secrets, run_dir)
+    assert outcome.result["checks"][0]["passed"] is True
+    nothing_is_found(secrets, outcome, watcher, run_dir)
