@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import json
 import time
 import typing as t
 
@@ -21,8 +22,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHO
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import LockBusy, OutcomeUnknown, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Progress
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Limits, Migration
+from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded_row, render, secret_names
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import load as load_secrets
-from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import render, secret_names
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost, Worker
@@ -243,12 +244,15 @@ class Backfills:
         names = secret_names(statement, self._options.secrets)
         if names:
             load_secrets(worker.connection, names, self._options.secrets)
-        row = worker.fetch(
-            render(
-                statement,
-                variables=self._context.variables,
-                secrets=self._options.secrets,
-                connection=worker.connection,
-            )
-        )[0]
+        batch = render(
+            statement,
+            variables=self._context.variables,
+            secrets=self._options.secrets,
+            connection=worker.connection,
+        )
+        if names:
+            packed = worker.fetch(guarded_row(batch, worker.connection))[0][0]
+            row = [value for _name, value in json.loads(packed, object_pairs_hook=list)]
+        else:
+            row = list(worker.fetch(batch)[0])
         return int(row[0]), int(row[1]), row[2]

@@ -1160,7 +1160,11 @@ class _CheckRun:
         expect = self.check.expect
         with self.connection.cursor() as cursor:
             if expect is None:
-                cursor.execute(self.sql)
+                # The row a constraint refuses, as it should, must not reach the server log with a secret in it.
+                sql = _secrets.guarded(
+                    self.check.parsed, self.sql, secrets=self.secrets, settings=(), connection=self.connection
+                )
+                cursor.execute(sql)
                 return None, cursor.statusmessage or ""
             limit = expect.fetch + 1
             cursor.execute(self._limited(limit))

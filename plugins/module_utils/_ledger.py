@@ -291,13 +291,9 @@ def executed_text(files: t.Sequence[tuple[str, bytes]], raw_sha256: str, token_s
     return Text(raw_sha256, token_sha256, redact_sql("\n".join(parts)), size)
 
 
-def _holds(key: int, pid: str) -> str:
+def _held(key: int, pid: str) -> str:
     high, low = divmod(key & 0xFFFFFFFFFFFFFFFF, 1 << 32)
-    return (
-        "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-        " AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-        f" AND classid = {high} AND objid = {low} AND pid = {pid})"
-    )
+    return f"coalesce(bool_or(classid = {high} AND objid = {low} AND pid = {pid}), false)"
 
 
 class Ledger:
@@ -480,8 +476,10 @@ class Ledger:
     def locks_sql(self, control_pid: int) -> str:
         """Query whether the asking session holds the worker lock, and this server process the runner lock."""
         return (
-            f"SELECT {_holds(self.worker_key, 'pg_catalog.pg_backend_pid()')},"
-            f" {_holds(self.runner_key, str(int(control_pid)))}"
+            f"SELECT {_held(self.worker_key, 'pg_catalog.pg_backend_pid()')},"
+            f" {_held(self.runner_key, str(int(control_pid)))} FROM pg_catalog.pg_lock_status()"
+            " WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database ="
+            " (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
         )
 
     def forget_intent_sql(

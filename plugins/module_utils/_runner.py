@@ -101,6 +101,10 @@ class Runner:
         self._scripts: dict[str, Script] = {}
         self._selection = Selection((), (), ())
         self._journal = Journal()
+        for name in options.variables:
+            # A plan that lists its variables and gets another one: most likely a misspelt name and a default in force.
+            if plan.variables and name not in plan.variables:
+                self._journal.warn(f"variable {name} is given, and the plan does not declare it")
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

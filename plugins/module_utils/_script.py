@@ -578,6 +578,27 @@ def _qualified(head: t.Sequence[Token], position: int) -> tuple[str | None, str 
     return (parts[-2] if len(parts) > 1 else None), (parts[-1] if parts else None), position
 
 
+def made_table(statement: Statement, entry: StatementClass) -> tuple[str | None, str] | None:
+    """Schema and name, as written, of the ordinary table this statement makes for certain; None for all else."""
+    if entry.tag != "CREATE TABLE":
+        return None
+    words = _words(statement.head)
+    position = _skip(words, 1, ("unlogged",)) + 1
+    if words[position - 1 : position] != ["table"] or words[position : position + 1] == ["if"]:
+        return None
+    schema, name, _position = _qualified(statement.head, position)
+    return (schema, name) if name else None
+
+
+def indexed_table(statement: Statement, entry: StatementClass) -> tuple[str | None, str] | None:
+    """Schema and name, as written, of the table a plain CREATE INDEX works on; None for all else."""
+    words = _words(statement.head) if entry.tag == "CREATE INDEX" else []
+    if "on" not in words:
+        return None
+    schema, name, _position = _qualified(statement.head, _skip(words, words.index("on") + 1, ("only",)))
+    return (schema, name) if name else None
+
+
 def concurrent_target(source: Statement | str) -> ConcurrentTarget | None:
     """What a CREATE INDEX, DROP INDEX, REINDEX or DETACH PARTITION ... CONCURRENTLY works on; None for all else.
 

@@ -35,9 +35,9 @@ _CREATE = (
 _GUARD = """
 DECLARE
     surefoot_state text; surefoot_message text; surefoot_schema text; surefoot_table text; surefoot_column text;
-    surefoot_constraint text; surefoot_secret text;
+    surefoot_constraint text; surefoot_secret text; surefoot_row record;
 BEGIN
-    EXECUTE %(statement)s;
+    EXECUTE %(statement)s%(keep)s;
 EXCEPTION WHEN OTHERS THEN
     GET STACKED DIAGNOSTICS surefoot_state = RETURNED_SQLSTATE, surefoot_message = MESSAGE_TEXT,
         surefoot_schema = SCHEMA_NAME, surefoot_table = TABLE_NAME, surefoot_column = COLUMN_NAME,
@@ -130,11 +130,31 @@ def guarded(
     makes_table = verb == "select" and any(token.value == "into" and token.kind == "word" for token in statement.head)
     if verb not in _TAKES_SUBQUERY or makes_table or not (uses or settings):
         return text
+    return _guard(text, uses, settings, connection)
+
+
+def guarded_constraints(*, uses: bool, settings: t.Collection[str], connection: Connection) -> str:
+    """``SET CONSTRAINTS ALL IMMEDIATE``, guarded likewise: a deferred constraint refuses rows only here.
+
+    :param uses: secrets are loaded in this transaction
+    """
+    text = "SET CONSTRAINTS ALL IMMEDIATE"
+    return _guard(text, uses, settings, connection) if uses or settings else text
+
+
+def guarded_row(text: str, connection: Connection) -> str:
+    """A statement that uses loaded secrets and returns one row, guarded likewise; the row comes as one JSON text."""
+    keep = " INTO surefoot_row; PERFORM pg_catalog.set_config('surefoot.row', pg_catalog.row_to_json(surefoot_row)::text, true)"
+    return _guard(text, True, (), connection, keep) + "; SELECT pg_catalog.current_setting('surefoot.row')"
+
+
+def _guard(text: str, uses: bool, settings: t.Collection[str], connection: Connection, keep: str = "") -> str:
     values = [f"pg_catalog.current_setting({quote_literal(name, connection)}, true)" for name in settings]
     sources = [f"SELECT pg_catalog.unnest(ARRAY[{', '.join(values)}])"] if values else []
     if uses:
         sources.append("SELECT s.value FROM pg_temp.surefoot_secret AS s")
-    body = _GUARD % {"statement": quote_literal(text, connection), "secrets": " UNION ALL ".join(sources)}
+    statement = quote_literal(text, connection)
+    body = _GUARD % {"statement": statement, "secrets": " UNION ALL ".join(sources), "keep": keep}
     return "DO " + quote_literal(body, connection)
 
 

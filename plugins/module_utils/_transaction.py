@@ -35,7 +35,14 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Text
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Limits, Migration, SqlStep
-from ansible_collections.surefoot.dbops.plugins.module_utils._script import Script, StatementClass, executable
+from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
+    Script,
+    StatementClass,
+    executable,
+    indexed_table,
+    made_table,
+)
+from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded_constraints
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import load as load_secrets
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import step_digest
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
@@ -168,14 +175,17 @@ class Transactions:
     def _run_script(self, work: Work, limits: Limits) -> None:
         step, script = t.cast(SqlStep, work.step), t.cast(Script, work.script)
         watch, worker = self._watch, self._worker
+        made: set[tuple[str | None, str]] = set()
         for statement, kind in executable(step.path, script):
             text = self._context.render(statement, step)
+            # What this transaction made nobody else can see: an index on it blocks nobody, and its locks need no look.
+            may_block = kind.may_block and indexed_table(statement, kind) not in made
             left = self._context.within_budget()
             if left is not None:
                 worker.execute(f"SET LOCAL statement_timeout = {milliseconds(min(left, limits.statement_timeout))}")
             clock = time.monotonic()
             try:
-                with watch.statement(may_block=kind.may_block):
+                with watch.statement(may_block=may_block):
                     self._context.execute(work.migration, statement, kind, text)
             except psycopg2.Error as exc:
                 if watch.over_budget or (
@@ -190,6 +200,10 @@ class Transactions:
                     location=statement.location(),
                 )
             self._journal.statement(work.migration, step, statement, kind, time.monotonic() - clock)
+            if kind.session != "clean":
+                made.clear()  # the names may mean something else now
+            elif table := made_table(statement, kind):
+                made.add(table)
             if kind.disarms or kind.session == "unknown":
                 self._rearm(kind, limits, statement)
 
@@ -217,7 +231,7 @@ class Transactions:
         if deploys and self._options.verify and work.migration.verify:
             checks = due(work.migration.verify, "before_commit")
             if checks:
-                worker.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                worker.execute(self._constraints(work))
                 self._require(self._run_checks(checks, work.migration, True), work.migration, "nothing was changed")
         parts = self._before_record(work)
         if work.clear:
@@ -242,8 +256,16 @@ class Transactions:
         parts.append("SELECT pg_catalog.pg_current_xact_id()::text")
         self._xid = str(self._worker.fetch("; ".join(parts))[0][0])
 
+    def _constraints(self, work: Work) -> str:
+        variables = work.script.variables if work.script is not None else frozenset()
+        return guarded_constraints(
+            uses=bool(variables & set(self._options.secrets)),
+            settings=work.migration.session_settings,
+            connection=self._worker.connection,
+        )
+
     def _before_record(self, work: Work) -> list[str]:
-        parts = ["SET CONSTRAINTS ALL IMMEDIATE"]
+        parts = [self._constraints(work)]
         if work.script is not None and work.script.needs_fresh_connection:
             parts.append("RESET SESSION AUTHORIZATION; RESET ROLE")
         # The records are written with the task's own rights: nothing a file's search_path leads to may run with them.

@@ -428,3 +428,16 @@ def test_no_session_is_left_after_success_and_failure(plan: MigrationSet, databa
     plan.add("004", "SELECT 1/0;")
     fails(SqlError, plan, database)
     wait_until(lambda: not sessions(database), "the sessions have ended")
+
+
+def test_an_index_on_a_table_of_the_same_transaction_is_no_blocking_lock_but_on_another_it_is(
+    plan: MigrationSet, database: Database
+) -> None:
+    database.query("CREATE SCHEMA other; CREATE TABLE other.t (i int); CREATE TABLE old (i int)")
+    plan.add("001", "CREATE TABLE t (i int);\nCREATE INDEX ON t (i);")
+    plan.add("002", "CREATE TABLE fresh (i int);\nCREATE INDEX ON old (i);")
+    plan.add("003", "CREATE TABLE public.u (i int);\nSET search_path = other;\nCREATE INDEX ON t (i);")
+    held = [item["lock_held_seconds"] for item in run(plan, database)["migrations"]]
+    assert held[0] is None
+    assert held[1] is not None
+    assert held[2] is not None

@@ -423,3 +423,11 @@ def test_variable_the_plan_does_not_declare_is_an_error(plan: MigrationSet, data
     error = fails(PlanError, plan, database, variables={"levle": 2})
     assert "levle" in str(error) and error.remedy
     assert not exists(database, "a")
+
+
+def test_variable_that_a_plan_with_declared_ones_does_not_know_is_noted(plan: MigrationSet, database: Database) -> None:
+    plan.fields["variables"] = {"level": 1}
+    plan.add("001", "CREATE TABLE a AS SELECT :level AS level;")
+    assert run(plan, database, check_mode=True)["notes"] == []
+    notes = run(plan, database, variables={"levle": 2})["notes"]
+    assert any("levle" in note and "declare" in note for note in notes)
