@@ -144,7 +144,8 @@ def guarded_constraints(*, uses: bool, settings: t.Collection[str], connection: 
 
 def guarded_row(text: str, connection: Connection) -> str:
     """A statement that uses loaded secrets and returns one row, guarded likewise; the row comes as one JSON text."""
-    keep = " INTO surefoot_row; PERFORM pg_catalog.set_config('surefoot.row', pg_catalog.row_to_json(surefoot_row)::text, true)"
+    row = "pg_catalog.row_to_json(surefoot_row)::text"
+    keep = f" INTO surefoot_row; PERFORM pg_catalog.set_config('surefoot.row', {row}, true)"
     return _guard(text, True, (), connection, keep) + "; SELECT pg_catalog.current_setting('surefoot.row')"
 
 

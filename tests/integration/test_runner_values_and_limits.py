@@ -417,14 +417,6 @@ def test_standby_is_refused_with_the_remedy_and_has_nothing_pending_when_it_has_
     assert applied(database) == ["001"]
 
 
-def test_variable_the_plan_does_not_declare_is_an_error(plan: MigrationSet, database: Database) -> None:
-    plan.fields["variables"] = {"level": 1}
-    plan.add("001", "CREATE TABLE a AS SELECT :level AS level;")
-    error = fails(PlanError, plan, database, variables={"levle": 2})
-    assert "levle" in str(error) and error.remedy
-    assert not exists(database, "a")
-
-
 def test_variable_that_a_plan_with_declared_ones_does_not_know_is_noted(plan: MigrationSet, database: Database) -> None:
     plan.fields["variables"] = {"level": 1}
     plan.add("001", "CREATE TABLE a AS SELECT :level AS level;")
