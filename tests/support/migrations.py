@@ -177,6 +177,11 @@ def wait_until(condition: t.Callable[[], T], what: str, timeout: float = 20) -> 
 # The module in a process of its own
 
 
+def default_hangup() -> None:
+    """In a child: SIGHUP as a terminal gives it, whatever nohup made of it for the tests themselves."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def environment(**more: str) -> dict[str, str]:
     """For a child Python process that imports the collection, without what the tests' caller has set for libpq."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -241,6 +246,7 @@ class ModuleProcess:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=default_hangup,
         )
 
     def wait(self, timeout: float = 90) -> Outcome:
