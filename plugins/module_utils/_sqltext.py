@@ -699,7 +699,7 @@ class Scanner:
                     raise _More("statement", start)
                 if group == 4:
                     raise self._error(
-                        "tests for a variable (:{?...}) are not supported",
+                        "a test for a variable is not supported",
                         position,
                         "Write the SQL for both cases as two migrations.",
                     )
