@@ -158,10 +158,10 @@ class Context:
         }
 
     def script(self, step: Step) -> Script:
-        if step.path not in self.scripts:  # type: ignore[union-attr]
-            sql = t.cast(SqlStep, step)
+        sql = t.cast(SqlStep, step)
+        if sql.path not in self.scripts:
             self.scripts[sql.path] = inspect(sql.path, transaction=sql.transaction)
-        return self.scripts[t.cast(SqlStep, step).path]
+        return self.scripts[sql.path]
 
     def open_control(self) -> Connection:
         return open_session(
