@@ -356,11 +356,7 @@ def test_error_in_a_query_names_its_place(plan: MigrationSet, database: Database
 
 def test_hang_up_that_the_caller_ignores_does_not_stop_a_run(plan: MigrationSet, database: Database) -> None:
     plan.add("001", "SELECT pg_sleep(1.5); CREATE TABLE a(i int);")
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; children inherit it
-    try:
-        module = ModuleProcess(module_params(plan, database))
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+    module = ModuleProcess(module_params(plan, database), hangup=signal.SIG_IGN)
     wait_until(lambda: worker_running(database, "pg_sleep"), "it sleeps")
     module.kill(signal.SIGHUP)
     assert module.wait().result["applied"] == ["001"]

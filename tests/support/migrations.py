@@ -177,11 +177,6 @@ def wait_until(condition: t.Callable[[], T], what: str, timeout: float = 20) -> 
 # The module in a process of its own
 
 
-def default_hangup() -> None:
-    """In a child: SIGHUP as a terminal gives it, whatever nohup made of it for the tests themselves."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def environment(**more: str) -> dict[str, str]:
     """For a child Python process that imports the collection, without what the tests' caller has set for libpq."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -233,6 +228,7 @@ class ModuleProcess:
         check: bool = False,
         diff: bool = False,
         module: str = "postgresql_migration",
+        hangup: signal.Handlers = signal.SIG_DFL,
     ) -> None:
         arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_no_log": False}
         descriptor, self._arguments = tempfile.mkstemp(prefix="surefoot-test-", suffix=".json")
@@ -246,7 +242,8 @@ class ModuleProcess:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=default_hangup,
+            # As a terminal or as nohup gives it, whatever the tests themselves were started with.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
         )
 
     def wait(self, timeout: float = 90) -> Outcome:
