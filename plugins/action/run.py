@@ -20,11 +20,12 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Acto
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
+    SUMMARY_FILE,
     Phases,
     describe,
     make_run_directory,
     summarize,
-    write_summary,
+    write_json,
 )
 from ansible_collections.surefoot.dbops.plugins.modules.run import REQUIRED_IF, argument_spec
 
@@ -98,7 +99,7 @@ class ActionModule(ActionBase):
         )
         if run.get("run_dir"):
             kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}
-            write_summary(run["run_dir"], {**kept, **summary, "finished": utc_now()})
+            write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary, "finished": utc_now()})
         lines = describe(summary, rollback_hint=_rollback_command(summary["applied"]) or args["rollback_hint"])
         return {"msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
 

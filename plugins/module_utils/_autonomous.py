@@ -165,6 +165,7 @@ class Autonomous:
         def attempt(tried: int) -> None:
             attempts.tried(tried)
             watch.begin(worker.pid, enforce=kind.may_block)
+            self._options.trace.begin(worker.connection)
             try:
                 worker.execute(
                     f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
@@ -186,6 +187,7 @@ class Autonomous:
             finally:
                 worker.rollback()
                 held = watch.end()
+                self._options.trace.end()
             attempts.held_for(held)
 
         if statement.copy_data is not None:
@@ -280,7 +282,8 @@ class Autonomous:
             bounded = kind.may_block and repeatable
             watch.begin(worker.pid, enforce=False)
             try:
-                with watch.statement(may_block=False):
+                looks_on = self._options.trace.alone(worker.connection, migration, statement, kind)
+                with watch.statement(may_block=False), looks_on:
                     self._unbounded(
                         instead,
                         deadline,

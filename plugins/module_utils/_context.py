@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import random
@@ -57,6 +58,28 @@ _FIRST_DELAY = 0.1
 T = t.TypeVar("T")
 
 
+class Trace:
+    """Looks on while a run works. This one sees nothing; a rehearsal's (``_rehearsal.py``) sees every lock."""
+
+    def begin(self, connection: Connection) -> None:
+        """The worker is about to begin a transaction of a migration in this session."""
+
+    def end(self) -> None:
+        """That transaction is over, one way or the other."""
+
+    def statement(
+        self, connection: Connection, migration: Migration, statement: Statement, kind: StatementClass
+    ) -> t.ContextManager[None]:
+        """Around one statement of a file inside a transaction; after it the session may be asked, in the same one."""
+        return contextlib.nullcontext()
+
+    def alone(
+        self, connection: Connection, migration: Migration, statement: Statement, kind: StatementClass
+    ) -> t.ContextManager[None]:
+        """Around one statement that no transaction can hold; only another session can look on."""
+        return contextlib.nullcontext()
+
+
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """What a run is asked to do. Durations in seconds; None takes the plan's value."""
@@ -83,6 +106,11 @@ class RunOptions:
     run_dir: str | None = None
     check_mode: bool = False
     show_text: bool = False
+    trace: Trace = Trace()
+    # Under the runner lock, before anything is written, with the migrations to do: raises to refuse them.
+    before_apply: t.Callable[[Connection, t.Sequence[Migration]], None] | None = None
+    # Around the work, with a function that stops it for the reason given: sampling of limits.
+    guard: t.Callable[[t.Callable[[SurefootError], None]], t.ContextManager[None]] | None = None
 
 
 class OverBudget(Exception):
@@ -184,6 +212,10 @@ class Context:
 
     def execute(self, migration: Migration, statement: Statement, kind: StatementClass, text: str) -> None:
         """Send one statement of a file; no row it returns is kept."""
+        with self.options.trace.statement(self.worker.connection, migration, statement, kind):
+            self._send(migration, statement, kind, text)
+
+    def _send(self, migration: Migration, statement: Statement, kind: StatementClass, text: str) -> None:
         if statement.copy_data is not None:
             self.worker.copy(text, statement.copy_data)
         elif (

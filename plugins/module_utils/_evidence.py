@@ -19,6 +19,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._values import to_p
 
 VERDICTS = ("pass", "fail", "not_measured", "not_applicable")
 EVIDENCE_FILE = "evidence.jsonl"
+TIMELINE_FILE = "timeline.jsonl"
 
 
 def utc_now() -> str:

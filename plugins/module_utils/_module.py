@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -20,6 +21,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
     register_secret,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import TIMELINE_FILE, append_lines, utc_now
 
 
 @dataclasses.dataclass
@@ -31,6 +33,7 @@ class Invocation:
     diff: bool
     no_log_values: set[str] = dataclasses.field(default_factory=set)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    name: str = ""
 
     def warn(self, text: str) -> None:
         """Say something that does not fail the task."""
@@ -47,14 +50,34 @@ class Invocation:
         """The task's result: what ``run`` returns, or a failure with one line and the error as an object."""
         for value in (self.params.get("secret_variables") or {}).values():
             self.never_show(value)
+        started = utc_now()
         try:
             results = run(self)
         except SurefootError as exc:
             # No traceback and no chained cause: frames may quote what the message redacted.
             results = {"changed": False, **exc.results, "failed": True, "msg": redact(str(exc)), "error": exc.to_dict()}
+        self._note_time(started, results)
         for note in results.pop("notes", ()):
             self.warn(str(note))
         return results
+
+    def _note_time(self, started: str, results: t.Mapping[str, t.Any]) -> None:
+        """One line for the timeline of the run's report."""
+        run_dir = self.params.get("run_dir")
+        if not run_dir or self.check_mode:
+            return
+        entry = {
+            "module": self.name.rpartition(".")[2],
+            "state": self.params.get("state"),
+            "started": started,
+            "finished": utc_now(),
+            "failed": bool(results.get("failed")),
+            "changed": bool(results.get("changed")),
+        }
+        try:
+            append_lines(os.path.join(str(run_dir), TIMELINE_FILE), [entry])
+        except SurefootError as exc:  # the work is done; its result must not be lost
+            self.warn(str(exc))
 
 
 Run = t.Callable[[Invocation], "dict[str, t.Any]"]
@@ -66,7 +89,9 @@ def run_module(spec: ArgumentSpec, run: Run) -> None:
     ``run`` returns the task's result; its key ``notes`` becomes the task's warnings.
     """
     module = AnsibleModule(**spec.to_kwargs())
-    invocation = Invocation(module.params, module.check_mode, module._diff, module.no_log_values)
+    invocation = Invocation(
+        module.params, module.check_mode, module._diff, module.no_log_values, name=str(module._name)
+    )
     results = invocation.perform(run)
     for warning in invocation.warnings:
         module.warn(warning)

@@ -53,22 +53,24 @@ def make_run_directory(base: str, run_id: str) -> str:
     return path
 
 
-def write_summary(run_dir: str, summary: Results) -> None:
-    """Write ``run.json``, 0600, wholly or not at all.
+def write_json(run_dir: str, name: str, value: Results) -> str:
+    """Write an object as a file of the run directory, 0600, wholly or not at all; returns its path.
 
     :raises EnvironmentProblem: it cannot be written
     """
-    path = os.path.join(run_dir, SUMMARY_FILE)
+    path = os.path.join(run_dir, name)
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{SUMMARY_FILE}-")
+        os.makedirs(run_dir, mode=0o700, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{name}-")
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(summary, stream, indent=2, sort_keys=True)
+            json.dump(value, stream, indent=2, sort_keys=True)
             stream.write("\n")
         os.replace(temporary, path)
     except OSError as exc:
         raise EnvironmentProblem(
             f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable."
         ) from exc
+    return path
 
 
 @dataclasses.dataclass(frozen=True)

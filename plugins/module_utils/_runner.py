@@ -144,6 +144,8 @@ class Runner:
                 if not self._selection.todo:
                     return
                 self._check_catalog_drift(control, state)
+                if self._options.before_apply is not None:
+                    self._options.before_apply(control, self._selection.todo)
                 if not state.exists:
                     self._ledger.create(control)
                 self._journal.touched = self._ledger.start_run(control, self._action, self._options.actor)
@@ -152,7 +154,12 @@ class Runner:
     def _carry_out(self, control: Connection, begun: frozenset[str]) -> None:
         outcome = "failed"
         try:
-            with LockWatch(control, self._options.lock_budget, self._worker.cancel_statement) as watch:
+            with contextlib.ExitStack() as stack:
+                if self._options.guard is not None:
+                    stack.enter_context(self._options.guard(self._worker.stop_for))
+                watch = stack.enter_context(
+                    LockWatch(control, self._options.lock_budget, self._worker.cancel_statement)
+                )
                 context = Context(
                     target=self._target,
                     options=self._options,

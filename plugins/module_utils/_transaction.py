@@ -104,6 +104,7 @@ class Transactions:
         started = now()
         worker.ready(settings)
         watch.begin(worker.pid, enforce=True)
+        self._options.trace.begin(worker.connection)
         current = works[0]
         try:
             self._begin(works, limits)
@@ -128,6 +129,7 @@ class Transactions:
             with contextlib.suppress(psycopg2.Error):
                 worker.rollback()
             held = watch.end()
+            self._options.trace.end()
             if any(work.script is not None and work.script.needs_fresh_connection for work in works) or any(
                 work.migration.session_settings for work in works
             ):

@@ -22,6 +22,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     ConnectionFailed,
     EnvironmentProblem,
     Interrupted,
+    SurefootError,
 )
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -82,7 +83,7 @@ def open_session(
 
 
 class Worker:
-    """One session at a time. Thread-safe are only :meth:`request_stop` and :meth:`cancel_statement`."""
+    """One session at a time. Thread-safe are only the three methods that stop or cancel."""
 
     def __init__(self, options: ConnectionOptions, run_id: str, *, allow_session_pooler: bool = False) -> None:
         self._options = options
@@ -94,7 +95,7 @@ class Worker:
         self._tainted = False
         self._uncancelled = False
         self._guard = threading.Lock()
-        self._stop_reason: str | None = None
+        self._stop: SurefootError | None = None
         self._stopped = threading.Event()
 
     @property
@@ -242,7 +243,15 @@ class Worker:
 
     def request_stop(self, reason: str) -> None:
         """Stop as soon as possible: cancel what runs, and refuse what comes. Not once COMMIT was sent."""
-        self._stop_reason = self._stop_reason or reason
+        self.stop_for(
+            Interrupted(
+                f"stopped: {reason}", remedy="What was open is rolled back; run again to go on where it stopped."
+            )
+        )
+
+    def stop_for(self, error: SurefootError) -> None:
+        """The same, with the error that the run then fails with. The first one counts."""
+        self._stop = self._stop or error
         self._stopped.set()
         self.cancel_statement()
 
@@ -257,7 +266,7 @@ class Worker:
     @property
     def stopping(self) -> bool:
         """Whether the run was told to stop."""
-        return self._stop_reason is not None
+        return self._stop is not None
 
     @property
     def lost(self) -> bool:
@@ -265,12 +274,9 @@ class Worker:
         return self._connection is None or bool(self._connection.closed)
 
     def check_stop(self) -> None:
-        """:raises Interrupted: the run was told to stop"""
-        if self._stop_reason is not None:
-            raise Interrupted(
-                f"stopped: {self._stop_reason}",
-                remedy="What was open is rolled back; run again to go on where it stopped.",
-            )
+        """:raises SurefootError: the run was told to stop, and why"""
+        if self._stop is not None:
+            raise self._stop
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not when told to stop.

@@ -74,7 +74,11 @@ class LibraryAction(ActionBase):
             message = "; ".join(validation.error_messages)
             return t.cast("dict[str, t.Any]", remove_values({"failed": True, "msg": message}, secrets))
         invocation = Invocation(
-            validation.validated_parameters, bool(self._task.check_mode), bool(self._task.diff), secrets
+            validation.validated_parameters,
+            bool(self._task.check_mode),
+            bool(self._task.diff),
+            secrets,
+            name=self._task.action,
         )
         results = invocation.perform(type(self).perform)
         for warning in invocation.warnings:

@@ -18,7 +18,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     describe,
     make_run_directory,
     summarize,
-    write_summary,
+    write_json,
 )
 
 
@@ -50,8 +50,8 @@ def test_a_base_that_is_a_file_is_an_error_with_a_remedy(tmp_path: pathlib.Path)
 
 
 def test_the_summary_is_written_wholly_and_privately(tmp_path: pathlib.Path) -> None:
-    write_summary(str(tmp_path), {"outcome": "failed"})
-    write_summary(str(tmp_path), {"outcome": "succeeded"})
+    write_json(str(tmp_path), "run.json", {"outcome": "failed"})
+    write_json(str(tmp_path), "run.json", {"outcome": "succeeded"})
     (path,) = tmp_path.iterdir()
     assert json.loads(path.read_text()) == {"outcome": "succeeded"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
