@@ -57,7 +57,7 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
     worker.ready(context.settings(migration, limits))
     obtain_worker_lock(context)
     try:
-        context.require_runner_lock()
+        context.require_turn()
         yield
     finally:
         # The end of a session can take a while, and frees its locks only then.

@@ -96,8 +96,9 @@ def redact_sql(text: str) -> str:
     masked."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, _MASK)
-    text = _CONNINFO.sub(rf"\g<1>{_MASK}", text)
-    return _PASSWORD_LITERAL.sub(rf"\g<1>'{_MASK}'", _URL_USERINFO.sub(rf"\g<1>{_MASK}@", text))
+    if "password" in text.lower():
+        text = _PASSWORD_LITERAL.sub(rf"\g<1>'{_MASK}'", _CONNINFO.sub(rf"\g<1>{_MASK}", text))
+    return _URL_USERINFO.sub(rf"\g<1>{_MASK}@", text) if "://" in text else text
 
 
 def redact(text: str) -> str:

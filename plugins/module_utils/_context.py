@@ -151,20 +151,18 @@ class Context:
     variables: t.Mapping[str, t.Any]
     scripts: dict[str, Script]
     timeline: str
-    control_pid: int
 
-    def require_runner_lock(self) -> None:
-        """To be called under the worker lock, which the next run must get before it reads the ledger: as long as the
-        control session still holds the runner lock at this moment, nobody has gone on where this run is about to.
+    def turn_sql(self) -> str:
+        """Query for the worker: whether it got the worker lock, and whether this run is still the one that counts."""
+        return self.ledger.turn_sql(self.worker.connection)
 
-        :raises ConnectionFailed: the control session lost the runner lock
+    def require_turn(self) -> None:
+        """To be called under the session's worker lock, which the next run must get before it reads the ledger.
+
+        :raises ConnectionFailed: another run has taken over, or the control connection is known to be lost
         """
-        if not self.worker.fetch(self.locks_sql())[0][1]:
+        if not self.worker.fetch(self.turn_sql())[0][1] or self.watch.lost:
             raise runner_lock_lost()
-
-    def locks_sql(self) -> str:
-        """Query whether this session holds the worker lock, and the control session the runner lock."""
-        return self.ledger.locks_sql(self.control_pid)
 
     def steps_of(self, migration: Migration) -> tuple[Step, ...]:
         return migration.steps if self.action != "rollback" else tuple(migration.rollback or ())
@@ -339,13 +337,6 @@ def timeline_of(connection: Connection) -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8)")
         return str((cursor.fetchone() or ("",))[0])
-
-
-def server_pid(connection: Connection) -> int:
-    """The server's process of this session; behind a pooler the driver knows another number."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
-        return int((cursor.fetchone() or (0,))[0])
 
 
 def now() -> datetime.datetime:

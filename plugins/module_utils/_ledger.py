@@ -61,7 +61,8 @@ CREATE TABLE {s}.runs (
     approved_by text,
     server_version integer NOT NULL,
     catalog_fingerprint text,
-    catalog_entries bytea
+    catalog_entries bytea,
+    evidence_head text
 );
 CREATE TABLE {s}.attempts (
     attempt_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -139,6 +140,13 @@ SET finished_at = pg_catalog.clock_timestamp(), outcome = %s, catalog_fingerprin
 WHERE run_id = %s
 """
 # {change} is one of the two below. The primary key of applied is the last guard of "exactly once".
+_TAKE_OVER = """
+INSERT INTO {s}.meta (key, value) VALUES ('runner', %(token)s) ON CONFLICT (key) DO UPDATE SET value = excluded.value
+"""
+_TURN = """
+SELECT pg_catalog.pg_try_advisory_xact_lock(%(key)s), value OPERATOR(pg_catalog.=) %(token)s
+FROM {s}.meta WHERE key OPERATOR(pg_catalog.=) 'runner' FOR SHARE
+"""
 _SUCCEEDED = """
 INSERT INTO {s}.attempts (run_id, set_name, migration_id, action, outcome, started_at, raw_sha256, token_sha256,
                           executed_text, text_bytes, attempts, xid)
@@ -183,6 +191,18 @@ SET state = excluded.state, text_sha256 = excluded.text_sha256, rows = excluded.
 _FORGET_INTENT = """
 DELETE FROM {s}.progress
 WHERE set_name = %s AND migration_id = %s AND action = %s AND step = %s AND statement = %s AND state = 'intended'
+"""
+# A ledger made before the column was thought of has format 1 as well: nothing that reads it needs the column.
+_HAS_HEAD = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = %s AND c.relname = 'runs' AND a.attname = 'evidence_head')
+"""
+_ADD_HEAD = "ALTER TABLE {s}.runs ADD COLUMN IF NOT EXISTS evidence_head text"
+_KNOWS_RUN = "SELECT 1 FROM {s}.runs WHERE run_id = %s"
+_READ_HEAD = "SELECT evidence_head FROM {s}.runs WHERE run_id = %s"
+_KEEP_HEAD = """
+UPDATE {s}.runs SET evidence_head = %s WHERE run_id = %s AND evidence_head IS DISTINCT FROM %s RETURNING 1
 """
 _CLEAR_PROGRESS = "DELETE FROM {s}.progress WHERE set_name = %s AND migration_id = %s"
 
@@ -291,11 +311,6 @@ def executed_text(files: t.Sequence[tuple[str, bytes]], raw_sha256: str, token_s
     return Text(raw_sha256, token_sha256, redact_sql("\n".join(parts)), size)
 
 
-def _held(key: int, pid: str) -> str:
-    high, low = divmod(key & 0xFFFFFFFFFFFFFFFF, 1 << 32)
-    return f"coalesce(bool_or(classid = {high} AND objid = {low} AND pid = {pid}), false)"
-
-
 class Ledger:
     """Reads and writes the ledger of one migration set. Every statement is schema-qualified."""
 
@@ -307,7 +322,9 @@ class Ledger:
         self.run_id = run_id
         self.runner_key = advisory_key(schema, "runner")
         self.worker_key = advisory_key(schema, "worker")
+        self._token = f"{run_id} {random_bytes.token_hex(8)}"
         self._quoted = ""
+        self._turn = ""
 
     def _sql(self, connection: Connection, text: str) -> str:
         if not self._quoted:
@@ -450,6 +467,43 @@ class Ledger:
                 ),
             )
 
+    def knows_run(self, connection: Connection) -> bool:
+        """Whether this run wrote anything here; False as well when there is no ledger."""
+        try:
+            return self.exists(connection) and bool(self._first(connection, _KNOWS_RUN, (self.run_id,)))
+        except psycopg2.Error as exc:
+            raise self.unreadable(exc) from None
+
+    def evidence_head(self, connection: Connection) -> str | None:
+        """The head of this run's chain of evidence as it was kept; None when it was not."""
+        if not self.knows_run(connection) or not self._first(connection, _HAS_HEAD, (self.schema,)):
+            return None
+        found = self._first(connection, _READ_HEAD, (self.run_id,))
+        return None if found is None else str(found)
+
+    def keep_evidence_head(self, connection: Connection, head: str) -> bool:
+        """Keep the head of this run's chain of evidence; returns whether it is another one than before.
+
+        :raises LedgerError: the role may not write it, or may not add the column to a ledger that lacks it
+        """
+        try:
+            if not self._first(connection, _HAS_HEAD, (self.schema,)):
+                with connection.cursor() as cursor:
+                    cursor.execute(self._sql(connection, _ADD_HEAD))
+            return bool(self._first(connection, _KEEP_HEAD, (head, self.run_id, head)))
+        except psycopg2.Error as exc:
+            raise LedgerError(
+                f"the head of the evidence cannot be kept in ledger {self.schema}: "
+                f"{redact(exc.diag.message_primary or str(exc))}",
+                remedy=f"Connect as its owner, or have it run: {self._sql(connection, _ADD_HEAD)}; and GRANT UPDATE.",
+            ) from None
+
+    def _first(self, connection: Connection, sql: str, values: t.Sequence[t.Any]) -> t.Any:
+        """First column of the first row; None without a row."""
+        with connection.cursor() as cursor:
+            cursor.execute(self._sql(connection, sql), values)
+            return (cursor.fetchone() or (None,))[0]
+
     def record_applied_sql(
         self, connection: Connection, migration_id: str, action: str, text: Text, started: datetime.datetime, tries: int
     ) -> str:
@@ -473,14 +527,23 @@ class Ledger:
                 },
             ).decode("utf-8")
 
-    def locks_sql(self, control_pid: int) -> str:
-        """Query whether the asking session holds the worker lock, and this server process the runner lock."""
-        return (
-            f"SELECT {_held(self.worker_key, 'pg_catalog.pg_backend_pid()')},"
-            f" {_held(self.runner_key, str(int(control_pid)))} FROM pg_catalog.pg_lock_status()"
-            " WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database ="
-            " (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-        )
+    def take_over(self, connection: Connection) -> None:
+        """Make this run the one whose work counts. Call it under the runner lock and the worker lock: from here on no
+        transaction of an earlier run, should one still be alive, gets past :meth:`turn_sql`."""
+        with connection.cursor() as cursor:
+            cursor.execute(self._sql(connection, _TAKE_OVER), {"token": self._token})
+
+    def turn_sql(self, connection: Connection) -> str:
+        """Query whether the worker lock could be taken for the transaction, and whether no other run has taken over.
+
+        The row is locked so that it is the newest one at every isolation level: at REPEATABLE READ the snapshot is
+        older than the worker lock, and the server refuses to lock a row that was changed since (40001).
+        """
+        if not self._turn:
+            with connection.cursor() as cursor:
+                values = {"key": self.worker_key, "token": self._token}
+                self._turn = cursor.mogrify(self._sql(connection, _TURN), values).decode("utf-8")
+        return self._turn
 
     def forget_intent_sql(
         self, connection: Connection, migration_id: str, action: str, step: int, statement: int

@@ -136,6 +136,8 @@ class Migrations:
         if len(steps) == 1 and isinstance(steps[0], SqlStep):
             script = self._context.script(steps[0])
             raw, token = script.raw_sha256, script.token_sha256
+            if script.content is not None:
+                return executed_text([(steps[0].name, script.content)], raw, token)
         else:
             raw, token = raw_digest(steps), token_digest(steps)
         sizes = [os.path.getsize(step.path) if isinstance(step, SqlStep) else 0 for step in steps]

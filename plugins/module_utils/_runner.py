@@ -30,7 +30,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._context import (
     Context,
     RunOptions,
     now,
-    server_pid,
     timeline_of,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._drift import (
@@ -148,6 +147,7 @@ class Runner:
                     self._options.before_apply(control, self._selection.todo)
                 if not state.exists:
                     self._ledger.create(control)
+                    self._ledger.take_over(control)
                 self._journal.touched = self._ledger.start_run(control, self._action, self._options.actor)
                 self._carry_out(control, state.undoing if self._action == "rollback" else state.partial)
 
@@ -171,7 +171,6 @@ class Runner:
                     variables=self._variables,
                     scripts=self._scripts,
                     timeline=timeline_of(control),
-                    control_pid=server_pid(control),
                 )
                 if self._action == "baseline":
                     self._baseline()
@@ -423,6 +422,8 @@ class Runner:
             self._options.busy_timeout,
             f"Wait for it, set on_orphan: terminate, or run SELECT pg_terminate_backend({pids}).",
         )
+        if self._ledger.exists(control):
+            self._ledger.take_over(control)
         with control.cursor() as cursor:
             cursor.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (self._ledger.worker_key,))
 

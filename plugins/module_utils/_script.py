@@ -84,10 +84,12 @@ class Script:
     may_block: bool
     transaction: bool = True
     disarms: frozenset[str] = frozenset()
-    # Of a small file: what executable() yields while the file has not changed.
+    # Of a small file: what executable() yields, and its bytes. What was inspected is what runs, whatever becomes of
+    # the file.
     prepared: tuple[tuple[Statement, StatementClass], ...] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
+    content: bytes | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1052,11 +1054,15 @@ def inspect(path: str | os.PathLike[str], *, transaction: bool = True) -> Script
     """
     path = os.fspath(path)
     found = _Inspection(path, transaction)
+    content = None
     with _open(path) as stream:
+        if isinstance(stream, io.BytesIO):
+            content = stream.getvalue()
         scanner = Scanner(stream, path, hash_tokens=True)
         for statement in scanner.statements():
             found.take(statement)
     found.finish()
+    prepared = tuple(found.prepared) if found.preparing and scanner.size <= _PREPARED_FILE else None
     if scanner.crlf_count:
         lines = ", ".join(str(line) for line in scanner.crlf_lines)
         found.warnings.append(
@@ -1077,7 +1083,8 @@ def inspect(path: str | os.PathLike[str], *, transaction: bool = True) -> Script
         may_block=found.may_block,
         transaction=transaction,
         disarms=frozenset(found.disarms),
-        prepared=tuple(found.prepared) if found.preparing and scanner.size <= _PREPARED_FILE else None,
+        prepared=prepared,
+        content=content if prepared is not None else None,
     )
 
 
@@ -1089,15 +1096,15 @@ def executable(path: str | os.PathLike[str], script: Script) -> t.Iterator[tuple
     :raises SqlTextError: the file is not the inspected one any more; a large file tells only at its end, so commit
         only after the last statement was taken
     """
+    if script.prepared is not None:
+        yield from script.prepared
+        return
     path = os.fspath(path)
     queried = False
     with _open(path) as stream:
         if isinstance(stream, io.BytesIO):
             content = stream.getvalue()
             _compare(path, script, len(content), hashlib.sha256(content).hexdigest())
-            if script.prepared is not None:
-                yield from script.prepared
-                return
         scanner = Scanner(stream, path)
         for statement in scanner.statements():
             if statement.meta is not None:

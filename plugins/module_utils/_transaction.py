@@ -140,15 +140,11 @@ class Transactions:
         worker = self._worker
         modes = self._modes(works)
         # The limits are in force already: the session was started with them.
-        # Statements, not one expression: the runner lock must be looked at after the worker lock was taken. It is so
-        # in every transaction, as the next run may begin as soon as one of ours has ended.
-        ours, runner = worker.fetch(
-            f"BEGIN {modes or ''}; SELECT pg_catalog.pg_try_advisory_xact_lock({self._ledger.worker_key});"
-            f" {self._context.locks_sql()}"
-        )[0]
+        # In every transaction, as the next run may begin as soon as one of ours has ended.
+        ours, our_turn = worker.fetch(f"BEGIN {modes or ''}; {self._context.turn_sql()}")[0]
         if not ours:
             raise OrphanBusy()
-        if not runner:
+        if not our_turn or self._watch.lost:
             raise runner_lock_lost()
         names: set[str] = set()
         for work in works:

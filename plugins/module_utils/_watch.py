@@ -111,6 +111,7 @@ class LockWatch:
         self.blockers: list[Blocker] = []
         self.over_budget = False
         self.enforced = False
+        self.lost = False
 
     def __enter__(self) -> LockWatch:
         self._thread.start()
@@ -163,7 +164,8 @@ class LockWatch:
             try:
                 self._sample(with_blockers=True)
             except psycopg2.Error:
-                continue  # the runner notices a lost connection itself, at its next statement
+                self.lost = True  # the next transaction does not begin
+                continue
             # Under the lock, so that no other transaction can begin between the decision and the cancel.
             with self._lock:
                 left = self.remaining()

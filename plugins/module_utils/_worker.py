@@ -145,14 +145,25 @@ class Worker:
         :raises psycopg2.Error: what the server says
         :raises Interrupted: the run was told to stop
         """
-        with self._interruptible() as cursor:
-            cursor.execute(text)
+        self._do(text)
 
     def fetch(self, text: str) -> list[tuple[t.Any, ...]]:
         """Send this text; the rows of its last statement."""
-        with self._interruptible() as cursor:
+        cursor = self._do(text)
+        return list(cursor.fetchall()) if cursor.description else []
+
+    def _do(self, text: str) -> t.Any:
+        # Written out, as thousands of short statements go through here: a context manager costs as much as sending.
+        if self._stop is not None:
+            raise self._stop
+        self._used = True
+        try:
+            cursor = self.connection.cursor()
             cursor.execute(text)
-            return list(cursor.fetchall()) if cursor.description else []
+        except psycopg2.Error:
+            self.check_stop()
+            raise
+        return cursor
 
     def drain(self, query: str) -> None:
         """Run a query to its last row and keep none: the driver would hold the whole result in memory.
