@@ -15,13 +15,15 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
-from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import utc_now
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record, utc_now
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
+from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED, judge
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     SUMMARY_FILE,
     Phases,
+    continue_run_directory,
     describe,
     make_run_directory,
     summarize,
@@ -44,7 +46,8 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=argument_spec(), required_if=REQUIRED_IF)
         name = str((task_vars or {}).get("inventory_hostname", "database"))
         try:
-            result.update(self._start(name, args) if args["state"] == "started" else self._finish(name, args))
+            work = {"started": self._start, "judged": self._judge, "finished": self._finish}[args["state"]]
+            result.update(work(name, args))
         except SurefootError as exc:
             raise AnsibleActionFail(str(exc)) from None
         return result
@@ -64,13 +67,19 @@ class ActionModule(ActionBase):
         _check_connection(name, args["connection"] or {})
         if args["action"] == "migrate":
             _check_secrets(name, args["path"], args["secret_variables"] or {})
-        run_id = args["run_id"] or new_run_id()
         # Not os.getcwd() first: PWD is the directory as the user typed it, links included.
-        base = os.path.join(os.environ.get("PWD") or os.getcwd(), args["run_base"] or "surefoot-runs")
+        here = os.environ.get("PWD") or os.getcwd()
+        base = os.path.join(here, args["run_base"] or "surefoot-runs")
+        if args["go"]:
+            run_dir: str | None
+            run_dir, run_id = continue_run_directory(os.path.join(here, args["go"]))
+        else:
+            run_id = args["run_id"] or new_run_id()
+            run_dir = None if self._task.check_mode else make_run_directory(base, run_id)
         actor = Actor.current(args["requested_by"], args["approved_by"])
         run = {
             "run_id": run_id,
-            "run_dir": None if self._task.check_mode else make_run_directory(base, run_id),
+            "run_dir": run_dir,
             "run_base": base,
             "policy": policy,
             "backup": policy["backup"] != "never" and args["backup"],
@@ -84,6 +93,17 @@ class ActionModule(ActionBase):
         }
         return {"changed": False, **run}
 
+    def _judge(self, _name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        phases = args["phases"]
+        found = judge(
+            migration=phases.get("migration") or {},
+            verification=phases.get("verification") or {},
+            compared=[phases.get(key) or {} for key in COMPARED],
+            matrix=(args["run"].get("policy") or {}).get("rollback"),
+        )
+        record(args["run"].get("run_dir"), [found.evidence()])
+        return {"changed": False, **found.to_dict()}
+
     def _finish(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         run = args["run"]
         if not run.get("run_id"):
@@ -96,6 +116,9 @@ class ActionModule(ActionBase):
             finished=args["complete"],
             check_mode=self._task.check_mode,
             run_dir=run.get("run_dir"),
+            stop_after=args["stop_after"],
+            judgement=args["judgement"],
+            rescue=args["rescue"],
         )
         if run.get("run_dir"):
             kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}

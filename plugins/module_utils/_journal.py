@@ -46,7 +46,8 @@ class Mark(t.NamedTuple):
 
 @dataclasses.dataclass
 class Journal:
-    """Filled while the run goes on; ``touched`` whether something of it may have been committed."""
+    """Filled while the run goes on; ``touched`` whether something of it may have been committed, ``unfinished`` the
+    migration that failed after a part of it was."""
 
     done: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
     retries: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
@@ -54,6 +55,7 @@ class Journal:
     drift: list[Drift] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     touched: bool = False
+    unfinished: str | None = None
     statement_count: int = 0
     _records: list[StatementRecord] = dataclasses.field(default_factory=list)
     _counts: dict[str, int] = dataclasses.field(default_factory=dict)

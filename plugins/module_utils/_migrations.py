@@ -84,6 +84,10 @@ class Migrations:
                 self._steps(migration, steps, text, limits, attempts)
         except BaseException as exc:
             self._record_failure(migration, text, started, attempts.number, exc)
+            if not simple and not self._control.closed:
+                with contextlib.suppress(psycopg2.Error):
+                    if self._ledger.progress(self._control, migration.id, self._action):
+                        self._journal.unfinished = migration.id
             raise
         self._journal.finished(migration, time.monotonic() - clock, attempts.number, attempts.held)
         if self._action == "deploy":

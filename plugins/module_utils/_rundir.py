@@ -73,76 +73,133 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
     return path
 
 
+def continue_run_directory(path: str) -> tuple[str, str]:
+    """The directory of a run that was stopped after its GO, and the run's id, from that directory or its ``go.json``.
+
+    :raises PlanError: no GO lies there
+    """
+    directory = os.path.abspath(os.path.dirname(path) if path.endswith(".json") else path)
+    if not os.path.isfile(os.path.join(directory, "go.json")):
+        raise PlanError(
+            f"no GO lies in {directory}", remedy="Give surefoot_go the run directory of a run that ended with GO."
+        )
+    return directory, os.path.basename(directory)
+
+
+# The tasks of a run in their order. What the names mean, their registered results tell.
+PHASES = (
+    "plan",
+    "preflight",
+    "probes_before",
+    "baseline_before",
+    "backup",
+    "shadow",
+    "rehearsal",
+    "baseline_shadow",
+    "gate",
+    "migration",
+    "verification",
+    "probes_after",
+    "baseline_after",
+    "server_log",
+    "sign_off",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Phases:
     """Results of the tasks of a run, by phase; a phase that did not run has none."""
 
-    plan: Results = dataclasses.field(default_factory=dict)
-    preflight: Results = dataclasses.field(default_factory=dict)
-    backup: Results = dataclasses.field(default_factory=dict)
-    migration: Results = dataclasses.field(default_factory=dict)
-    verification: Results = dataclasses.field(default_factory=dict)
+    results: t.Mapping[str, Results] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, results: t.Mapping[str, t.Any]) -> Phases:
         """From registered results; what is not a dictionary, or was skipped, did not run."""
         ran: dict[str, Results] = {}
-        for name in [field.name for field in dataclasses.fields(cls)]:
+        for name in PHASES:
             value = results.get(name)
-            if isinstance(value, dict) and not value.get("skipped"):
+            if isinstance(value, dict) and value and not value.get("skipped"):
                 ran[name] = value
                 if value.get("failed"):
                     break  # what follows is left over from an earlier run in the same process
-        return cls(**ran)
+        return cls(ran)
+
+    def __getitem__(self, name: str) -> Results:
+        return self.results.get(name) or {}
 
     @property
     def failed(self) -> str | None:
         """The first phase that failed."""
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name).get("failed"):
-                return field.name
-        return None
+        return next((name for name, result in self.results.items() if result.get("failed")), None)
 
     @property
     def done(self) -> list[str]:
         """Migrations applied or rolled back by this run, in order."""
-        return list(self.migration.get("applied") or []) + list(self.migration.get("rolled_back") or [])
+        migration = self["migration"]
+        return list(migration.get("applied") or []) + list(migration.get("rolled_back") or [])
 
 
 def summarize(
-    phases: Phases, *, name: str, action: str, finished: bool, check_mode: bool, run_dir: str | None
+    phases: Phases,
+    *,
+    name: str,
+    action: str,
+    finished: bool,
+    check_mode: bool,
+    run_dir: str | None,
+    stop_after: str = "",
+    judgement: Results | None = None,
+    rescue: Results | None = None,
 ) -> dict[str, t.Any]:
     """What the run did, as an object for ``run.json``.
 
     :param name: the database as the inventory calls it
     :param action: migrate | rollback | baseline
     :param finished: whether the last phase came to its end
+    :param stop_after: the phase the run was asked to end after
+    :param judgement: what the rollback matrix said, as an object
+    :param rescue: result of the rollback that it decided
     """
-    backup = phases.backup.get("backup") or {}
-    pending = phases.migration if phases.migration else phases.plan
-    if not finished:
-        outcome = "failed"
-    elif check_mode:
-        outcome = "checked"
-    else:
-        outcome = "succeeded" if phases.done else "nothing_to_do"
-    checks = phases.verification.get("checks") or []
+    migration, backup = phases["migration"], phases["backup"].get("backup") or {}
+    checks = phases["verification"].get("checks") or []
+    rescued = list((rescue or {}).get("rolled_back") or [])
     return {
         "host": name,
         "action": action,
-        "outcome": outcome,
+        "outcome": _outcome(phases, finished, check_mode, stop_after, rescued and not (rescue or {}).get("failed")),
         "failed_phase": None if finished else phases.failed or "setup",
-        "error": None if finished else getattr(phases, phases.failed or "", {}).get("msg"),
-        "applied": list(phases.migration.get("applied") or []),
-        "rolled_back": list(phases.migration.get("rolled_back") or []),
-        "pending": list(pending.get("pending") or []),
-        "lost_tables": _lost_tables(phases),
-        "manual": list(phases.plan.get("manual") or []),
-        "migrations": list(phases.migration.get("migrations") or []),
+        "error": None if finished else _error(phases, judgement),
+        "decision": phases["gate"].get("decision"),
+        "go": phases["gate"].get("go"),
+        "applied": list(migration.get("applied") or []),
+        "rolled_back": list(migration.get("rolled_back") or []) + rescued,
+        "pending": list((migration or phases["plan"]).get("pending") or []),
+        "lost_tables": _lost_tables(phases, [*(migration.get("rolled_back") or []), *rescued]),
+        "manual": list(phases["plan"].get("manual") or []),
+        "migrations": list(migration.get("migrations") or []),
+        "judgement": dict(judgement) if judgement and judgement.get("failures") else None,
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
     }
+
+
+def _outcome(phases: Phases, finished: bool, check_mode: bool, stop_after: str, rescued: t.Any) -> str:
+    if not finished:
+        if phases.failed == "gate":
+            return "no_go"
+        return "rescued" if rescued else "failed"
+    if check_mode:
+        return "checked"
+    if stop_after and phases["plan"].get("pending"):
+        return "stopped"
+    return "succeeded" if phases.done else "nothing_to_do"
+
+
+def _error(phases: Phases, judgement: Results | None) -> t.Any:
+    if phases.failed:
+        return phases[phases.failed].get("msg")
+    return (judgement or {}).get("line")
 
 
 def describe(summary: Results, *, rollback_hint: str) -> list[str]:
@@ -154,10 +211,17 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
     verb = _VERBS[summary["action"]]
     lines = {
         "failed": [f"{name}: FAILED in phase {summary['failed_phase']}; " + _extent(summary, verb)],
+        "no_go": [f"{name}: NO-GO; nothing in the database was touched."],
+        "rescued": [f"{name}: ROLLED BACK what this run had applied: {', '.join(summary['rolled_back'])}."],
         "checked": [f"{name}: check mode, nothing was written. " + _would(summary)],
+        "stopped": [f"{name}: {summary['decision'] or 'stopped'}; nothing was applied yet."],
         "nothing_to_do": [f"{name}: {_NOTHING[summary['action']]}."],
         "succeeded": [f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}."],
     }[summary["outcome"]]
+    if summary["judgement"]:
+        lines.append(f"  {summary['judgement']['line']}")
+    elif summary["outcome"] == "stopped" and summary["go"]:
+        lines.append(f"  To apply: the same command with -e surefoot_go={summary['go']}")
     for item in summary["migrations"]:
         if item.get("id") in done:
             lines.append(f"  {item['id']}: {_measures(item)}")
@@ -177,14 +241,13 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
         lines.append(f"  sha256 of its manifest: {backup['manifest_sha256']} (keep it elsewhere)")
     if summary["run_dir"]:
         lines.append(f"Run directory: {summary['run_dir']}")
-    if summary["action"] == "migrate" and done and rollback_hint:
+    if summary["action"] == "migrate" and summary["applied"] and summary["outcome"] != "rescued" and rollback_hint:
         lines.append(f"To roll back: {rollback_hint}")
     return lines
 
 
-def _lost_tables(phases: Phases) -> list[str]:
-    rolled_back = set(phases.migration.get("rolled_back") or [])
-    plan = phases.plan.get("migrations") or []
+def _lost_tables(phases: Phases, rolled_back: t.Sequence[str]) -> list[str]:
+    plan = phases["plan"].get("migrations") or []
     lost = [table for item in plan if item.get("id") in rolled_back for table in item.get("loses") or []]
     return list(dict.fromkeys(lost))
 

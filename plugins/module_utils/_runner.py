@@ -217,6 +217,7 @@ class Runner:
             "applied": done if self._action != "rollback" else [],
             "rolled_back": done if self._action == "rollback" else [],
             "pending": pending,
+            "unfinished": journal.unfinished,
             "manual": [{"id": m.id, "reason": m.manual} for m in self._selection.manual],
             "migrations": journal.done,
             "statements": journal.shown(),

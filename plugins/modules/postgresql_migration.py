@@ -217,6 +217,10 @@ pending:
   type: list
   elements: str
   returned: always
+unfinished:
+  description: The migration that failed after a part of it had been committed (steps outside a transaction), if any.
+  type: str
+  returned: always
 manual:
   description: Pending migrations left alone because the plan marks them manual.
   type: list

@@ -14,6 +14,8 @@ author:
 description:
   - With O(state=started), checks what a run is given before anything connects. The policy, that a database is named,
     and that every secret variable of the plan has a value. Then makes the run directory.
+  - With O(state=judged), holds what went wrong after GO against the rollback matrix of the policy and returns what that
+    decides.
   - With O(state=finished), writes C(run.json) to the run directory and shows what was done. The role
     P(surefoot.dbops.surefoot_run#role) calls it in C(always), so that a failed run is summed up as well.
   - Its own files do not count as a change.
@@ -40,7 +42,7 @@ options:
   state:
     description: Which end of the run.
     type: str
-    choices: [started, finished]
+    choices: [started, judged, finished]
     required: true
   run_id:
     description: Identifier of the run and name of its directory. Made up from time and a random part when not given.
@@ -60,6 +62,10 @@ options:
       - Migration set, as in M(surefoot.dbops.postgresql_migration). Read for the names of its secret variables.
       - Required for O(state=started).
     type: path
+  go:
+    description:
+      - Run directory (or C(go.json) in it) of a run that ended with GO and applied nothing. This run continues it.
+    type: path
   connection:
     description:
       - Connection options, as of the other modules. Only checked for naming a database.
@@ -71,8 +77,7 @@ options:
   policy:
     description:
       - What the environment demands. Keys that are not given take their strictest value; unknown keys are errors.
-      - The keys are C(backup) (V(required), V(optional) or V(never); default V(required)), C(backup_max_age) (default
-        V(0s), always a new backup), C(lock_budget) (default V(500ms)), and C(pool_saturation_max) (default V(90%)).
+      - The page about the gate in the collection's C(docs) describes the keys.
     type: dict
   policy_overrides:
     description: Merged over O(policy).
@@ -88,12 +93,25 @@ options:
     description: Name recorded as who approved the run.
     type: str
   run:
-    description: What the start returned. Required for O(state=finished).
+    description: What the start returned. Required for O(state=judged) and O(state=finished).
     type: dict
   phases:
     description:
-      - Registered results of the run's tasks, under C(plan), C(preflight), C(backup), C(migration), and
-        C(verification).
+      - Registered results of the run's tasks, under C(plan), C(preflight), C(probes_before), C(baseline_before),
+        C(backup), C(shadow), C(rehearsal), C(baseline_shadow), C(gate), C(migration), C(verification),
+        C(probes_after), C(baseline_after), C(server_log), and C(sign_off).
+    type: dict
+    default: {}
+  stop_after:
+    description: The phase the run was asked to end after, V(gate) or nothing.
+    type: str
+    default: ""
+  judgement:
+    description: What O(state=judged) returned.
+    type: dict
+    default: {}
+  rescue:
+    description: Registered result of the rollback that was decided.
     type: dict
     default: {}
   complete:
@@ -165,6 +183,30 @@ actor:
   type: dict
   returned: when O(state=started)
   sample: {os_user: ops, host: bastion, requested_by: null, approved_by: null}
+decision:
+  description: What the rollback matrix decides, V(roll_back), V(ask), V(fix_forward), V(monitor), or V(go_on).
+  type: str
+  returned: when O(state=judged)
+  sample: roll_back
+severity:
+  description: The worst of what failed, V(CRITICAL), V(HIGH), or V(MEDIUM); null when nothing failed.
+  type: str
+  returned: when O(state=judged)
+  sample: CRITICAL
+failures:
+  description: What failed, each with C(kind) (its class in the matrix), C(reason), and C(severity).
+  type: list
+  elements: dict
+  returned: when O(state=judged)
+roll_back:
+  description: The migrations that a rollback would take back, newest first.
+  type: list
+  elements: str
+  returned: when O(state=judged)
+line:
+  description: What failed and what is to be done, in one line.
+  type: str
+  returned: when O(state=judged)
 msg:
   description: What was done, in lines for an operator.
   type: list
@@ -176,17 +218,22 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-REQUIRED_IF = [("state", "started", ("connection", "path")), ("state", "finished", ("run",))]
+REQUIRED_IF = [
+    ("state", "started", ("connection", "path")),
+    ("state", "judged", ("run",)),
+    ("state", "finished", ("run",)),
+]
 
 
 def argument_spec() -> dict[str, dict[str, t.Any]]:
     """The options, for the action plugin that does the work."""
     return {
-        "state": {"type": "str", "choices": ["started", "finished"], "required": True},
+        "state": {"type": "str", "choices": ["started", "judged", "finished"], "required": True},
         "run_id": {"type": "str"},
         "run_base": {"type": "path"},
         "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
         "path": {"type": "path"},
+        "go": {"type": "path"},
         "connection": {"type": "dict", "no_log": True},
         "secret_variables": {"type": "dict", "no_log": True},
         "policy": {"type": "dict"},
@@ -196,6 +243,9 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "approved_by": {"type": "str"},
         "run": {"type": "dict"},
         "phases": {"type": "dict", "default": {}},
+        "stop_after": {"type": "str", "default": ""},
+        "judgement": {"type": "dict", "default": {}},
+        "rescue": {"type": "dict", "default": {}},
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
     }
