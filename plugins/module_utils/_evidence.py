@@ -4,12 +4,18 @@
 
 # This file is PRIVATE to the collection. Do not use it from outside.
 
-"""The evidence record: one criterion, what was measured, what was required, and the verdict."""
+"""The evidence record: one criterion, what was measured, what was required, and the verdict.
+
+``evidence.jsonl`` is a chain: each line carries, as ``previous``, the sha256 of the line before it, line end included,
+and the first line 64 zeros. ``_chain.py`` seals and examines it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
+import hashlib
 import json
 import os
 import typing as t
@@ -20,6 +26,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._values import to_p
 VERDICTS = ("pass", "fail", "not_measured", "not_applicable")
 EVIDENCE_FILE = "evidence.jsonl"
 TIMELINE_FILE = "timeline.jsonl"
+NO_PREVIOUS = "0" * 64
+_TAIL_CHUNK = 64 * 1024
 
 
 def utc_now() -> str:
@@ -60,7 +68,7 @@ def verdict(passed: bool | None) -> str:
 
 
 def record(run_dir: str | None, evidence: t.Sequence[Evidence]) -> list[dict[str, t.Any]]:
-    """The records as plain objects; also appended to ``evidence.jsonl`` of the run directory when there is one.
+    """The records as plain objects; also chained to ``evidence.jsonl`` of the run directory when there is one.
 
     Written by the library and not from a task result, because Ansible blanks out every result that happens to contain
     a secret.
@@ -69,8 +77,13 @@ def record(run_dir: str | None, evidence: t.Sequence[Evidence]) -> list[dict[str
     """
     plain = [item.to_dict() for item in evidence]
     if run_dir and plain:
-        append_lines(os.path.join(run_dir, EVIDENCE_FILE), plain)
+        _append_chained(os.path.join(run_dir, EVIDENCE_FILE), plain)
     return plain
+
+
+def line_digest(line: bytes) -> str:
+    """What the next line of the chain carries as ``previous``: sha256 of this one, line end included."""
+    return hashlib.sha256(line).hexdigest()
 
 
 def append_lines(path: str, objects: t.Sequence[t.Mapping[str, t.Any]]) -> None:
@@ -78,12 +91,53 @@ def append_lines(path: str, objects: t.Sequence[t.Mapping[str, t.Any]]) -> None:
 
     :raises EnvironmentProblem: the file cannot be written
     """
-    text = "".join(json.dumps(item, sort_keys=True) + "\n" for item in objects)
+    _append(path, lambda _descriptor: b"".join(_line(item) for item in objects))
+
+
+def _append_chained(path: str, objects: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+    def chained(descriptor: int) -> bytes:
+        last = _last_line(descriptor)
+        # A line that a full disk or a power cut left without its end stays, and is told apart from ours.
+        lines = [b"\n"] if last and not last.endswith(b"\n") else []
+        previous = line_digest(last + b"".join(lines)) if last else NO_PREVIOUS
+        for item in objects:
+            lines.append(_line({**item, "previous": previous}))
+            previous = line_digest(lines[-1])
+        return b"".join(lines)
+
+    _append(path, chained)
+
+
+def _line(item: t.Mapping[str, t.Any]) -> bytes:
+    return (json.dumps(item, sort_keys=True) + "\n").encode("utf-8")
+
+
+def _last_line(descriptor: int) -> bytes:
+    """The last line, with its end when it has one; empty for an empty file."""
+    tail = b""
+    position = os.lseek(descriptor, 0, os.SEEK_END)
+    while position and b"\n" not in tail[:-1]:
+        start = max(0, position - _TAIL_CHUNK)
+        tail = os.pread(descriptor, position - start, start) + tail
+        position = start
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :]
+
+
+def _append(path: str, content: t.Callable[[int], bytes]) -> None:
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "ab") as stream:
-            stream.write(text.encode("utf-8"))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "ab", buffering=0) as stream:
+            # The watch and modules on other forks write to the same file: whoever holds the lock sees the last line.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            data = content(descriptor)
+            before = os.fstat(descriptor).st_size
+            try:
+                while data:
+                    data = data[stream.write(data) :]
+            except OSError:
+                os.ftruncate(descriptor, before)  # all of it or nothing
+                raise
     except OSError as exc:
         raise EnvironmentProblem(
             f"cannot write {path}: {exc.strerror}",

@@ -563,7 +563,9 @@ def test_module_returns_evidence_and_records_it(app: Database, tmp_path: t.Any) 
     assert {item["details"]["run_id"] for item in results["evidence"]} == {"r1"}
     recorded = run_dir / "evidence.jsonl"
     assert stat.S_IMODE(recorded.stat().st_mode) == 0o600
-    assert [json.loads(line) for line in recorded.read_text(encoding="utf-8").splitlines()] == results["evidence"]
+    lines = [json.loads(line) for line in recorded.read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("previous") for line in lines)
+    assert lines == results["evidence"]
 
 
 def test_module_fails_with_one_line_for_all_findings(app: Database) -> None:
