@@ -347,10 +347,11 @@ def sql_error(
 
 
 @contextlib.contextmanager
-def child_environment(options: ConnectionOptions) -> t.Iterator[dict[str, str]]:
+def child_environment(options: ConnectionOptions, directory: str | None = None) -> t.Iterator[dict[str, str]]:
     """Environment for ``pg_dump`` and its kin. The password lies in a 0600 passfile that lives as long as the block, so
     that neither argv nor the environment shows it.
 
+    :param directory: where it lies: one that is removed even when this process is killed; else TMPDIR
     :raises EnvironmentProblem: the passfile cannot be written
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("PGPASSWORD", "PGSERVICE")}
@@ -368,7 +369,7 @@ def child_environment(options: ConnectionOptions) -> t.Iterator[dict[str, str]]:
         return
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     try:
-        descriptor, path = tempfile.mkstemp(prefix="surefoot-pass-")
+        descriptor, path = tempfile.mkstemp(prefix="surefoot-pass-", dir=directory)
     except OSError as exc:
         raise EnvironmentProblem(
             f"cannot write a passfile: {exc.strerror}", remedy="Give TMPDIR a writable directory."

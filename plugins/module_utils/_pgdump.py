@@ -36,6 +36,7 @@ import threading
 import time
 import typing as t
 
+from ansible_collections.surefoot.dbops.plugins.module_utils import _catalog
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
     ConnectionOptions,
     child_environment,
@@ -63,7 +64,7 @@ with contextlib.suppress(ImportError):  # require_driver() reports it
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 DUMP_NAME = "dump"
 
@@ -511,6 +512,7 @@ class Relation:
     data: str  # all | filtered (an extension's configuration table with a condition) | none: what pg_dump writes of it
     populated: bool
     size: int
+    filenode: int  # changes when the table is truncated or rewritten
     columns: list[str]
     key: list[str]
 
@@ -537,6 +539,7 @@ SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
             WHEN f.condition = '' THEN 'all' ELSE 'filtered' END AS data,
        c.relispopulated AS populated,
        CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_table_size(c.oid), 0) ELSE 0 END AS size,
+       c.relfilenode::bigint AS filenode,
        coalesce(a.names, '{}') AS columns, coalesce(k.names, '{}') AS key
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -580,6 +583,72 @@ SELECT r.rolname::text FROM pg_roles r WHERE r.oid IN (
   UNION SELECT typowner FROM pg_type WHERE oid >= 16384
 ) ORDER BY 1
 """
+
+
+# Extensions' own are left out, as in the catalog entries. pg_dump leaves out an invalid index of an ordinary table.
+_VALIDITY = """
+WITH ns AS (SELECT oid, nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'),
+member AS (SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND deptype = 'e'),
+rel AS (SELECT c.oid, ns.nspname, c.relname, c.relkind FROM pg_class c JOIN ns ON ns.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
+           AND c.oid NOT IN (SELECT objid FROM member))
+SELECT 'index' AS kind, rel.nspname::text AS schema, rel.relname::text AS "table", i.relname::text AS name,
+       x.indisvalid AND x.indisready AS valid, x.indisready AND (x.indisvalid OR rel.relkind = 'p') AS dumped
+  FROM rel JOIN pg_index x ON x.indrelid = rel.oid JOIN pg_class i ON i.oid = x.indexrelid
+UNION ALL
+SELECT 'constraint', rel.nspname::text, rel.relname::text, o.conname::text, o.convalidated, true
+  FROM rel JOIN pg_constraint o ON o.conrelid = rel.oid WHERE o.contype IN ('c', 'p', 'u', 'x', 'f')
+ORDER BY 1, 2, 3, 4
+"""
+
+# What bounds the writes that get lost when this backup replaces the database. Read before the snapshot: whatever the
+# snapshot does not hold is counted afterwards, and some of what it holds too. Counters start anew after a crash, a
+# failover or a reset, which the two times tell: a crash sets the one of pg_stat_bgwriter.
+_ACTIVITY = """
+SELECT (SELECT jsonb_object_agg(c.oid::text, jsonb_build_array(pg_stat_get_tuples_inserted(c.oid),
+          pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid)))
+          FROM pg_class c WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+           AND c.relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_'
+                                      OR nspname = 'information_schema')) AS written,
+       (SELECT stats_reset::text FROM pg_stat_bgwriter) AS server_reset,
+       (SELECT stats_reset::text FROM pg_stat_database WHERE datname = current_database()) AS database_reset,
+       current_setting('track_counts') = 'on' AS counted
+"""
+
+
+def activity(connection: Connection) -> dict[str, t.Any]:
+    """``written``: oid (as text) of each table to its inserted, updated and deleted rows since the statistics'
+    reset, rolled back ones included; ``server_reset`` and ``database_reset``: when that was; ``counted``: whether the
+    server counts at all."""
+    found = _rows(connection, _ACTIVITY)[0]
+    return {**found, "written": found["written"] or {}}
+
+
+def validity(connection: Connection) -> dict[str, t.Any]:
+    rows = _rows(connection, _VALIDITY)
+    indexes = [row for row in rows if row["kind"] == "index"]
+    constraints = [row for row in rows if row["kind"] == "constraint"]
+
+    def named(row: t.Mapping[str, t.Any], *keys: str) -> dict[str, t.Any]:
+        return {key: row[key] for key in ("schema", "table", "name", *keys)}
+
+    return {
+        "indexes": sum(row["dumped"] for row in indexes),
+        "constraints": len(constraints),
+        "invalid_indexes": [named(row, "dumped") for row in indexes if not row["valid"]],
+        "not_valid_constraints": [named(row) for row in constraints if not row["valid"]],
+    }
+
+
+def _schema(connection: Connection) -> dict[str, t.Any]:
+    """The catalog as a dump carries it, entry by entry, and the fingerprint of the whole database that drift detection
+    and a GO compare: without the ledger, with what belongs to the database itself."""
+    every = _catalog.entry_hashes(connection, exclude_schemas=())
+    ledger = f"schema {_catalog.LEDGER_SCHEMA}" in every.hashes
+    return {
+        "fingerprint": _catalog.fingerprint(connection) if ledger else every.digest,
+        "entries": every.filter(_catalog.DATABASE_LEVEL).hashes,
+    }
 
 
 def _rows(connection: Connection, statement: str) -> list[dict[str, t.Any]]:
@@ -661,26 +730,32 @@ def _qualified(relation: Relation, connection: Connection) -> str:
 def hash_statement(
     table: str, columns: t.Sequence[str], key: t.Sequence[str], *, modulus: int | None, connection: Connection
 ) -> str:
-    """SELECT of one row: row count, hashed rows, sums of the high and the low half of md5(row text).
+    """SELECT of one row: ``rows``, ``hashed`` rows, ``high`` and ``low``: the sums over all hashed rows of two 64 bit
+    hashes of the row's text: ``hashtextextended`` with the seeds 1 and 2.
 
     A sum does not depend on the order and, other than XOR, sees duplicates. Columns go by name, so that a restored
-    table whose columns stand in another order compares equal. To be run under :data:`SNAPSHOT_SETTINGS`.
+    table whose columns stand in another order compares equal. To be run under :data:`SNAPSHOT_SETTINGS`. The function
+    is the one that hash partitioning rests on, so it stays what it is from version to version; its values differ
+    between big and little endian machines, which :data:`HASH_PROBE` tells.
 
     :param table: qualified and quoted name
     :param key: primary key columns; with a modulus, only rows whose md5(key) is 0 modulo it are hashed
     """
     text = f"ROW({', '.join(quote_identifier(name, connection) for name in columns)})::text"
-    # OFFSET 0 keeps the planner from computing md5 once for each half.
-    inner = f"SELECT ('x' || md5({text}))::bit(128) AS h FROM ONLY {table}"
+    inner = f'SELECT {text} COLLATE "C" AS r FROM ONLY {table}'
     if modulus:
         keys = f"ROW({', '.join(quote_identifier(name, connection) for name in key)})::text"
         inner += f" WHERE ('x' || substr(md5({keys}), 1, 8))::bit(32)::bigint % {modulus} = 0"
     total = f"(SELECT count(*) FROM ONLY {table})" if modulus else "count(*)"
+    # OFFSET 0 keeps the planner from making the text once for each seed.
     return (
-        f"SELECT {total} AS rows, count(*) AS hashed,"
-        f" coalesce(sum(substring(h FROM 1 FOR 64)::bigint), 0)::text AS high,"
-        f" coalesce(sum(substring(h FROM 65 FOR 64)::bigint), 0)::text AS low FROM ({inner} OFFSET 0) AS hashed_rows"
+        f"SELECT {total} AS rows, count(*) AS hashed, coalesce(sum(hashtextextended(r, 1)), 0)::text AS high,"
+        f" coalesce(sum(hashtextextended(r, 2)), 0)::text AS low FROM ({inner} OFFSET 0) AS texts"
     )
+
+
+# One value of the hash function: two servers that return the same are comparable.
+HASH_PROBE = "SELECT hashtextextended('surefoot' COLLATE \"C\", 1)::text AS probe"
 
 
 def _measure(relation: Relation, connection: Connection, level: str, modulus: int) -> dict[str, t.Any]:
@@ -716,6 +791,7 @@ class _Snapshot:
     connection: Connection
     identifier: str
     relations: list[Relation]
+    activity: dict[str, t.Any]
 
 
 def _open(
@@ -755,6 +831,7 @@ def _take_snapshot(
             tables = [r for r in wanted if r.kind in ("r", "p") and (r.extension is None or r.data != "none")]
             _lock_tables(locker, tables)
             locked = {table.oid for table in tables}
+            written = activity(locker)
         except SqlError as exc:
             if exc.sqlstate not in ("42P01", "3F000"):  # a table or schema went away between the list and the lock
                 raise
@@ -768,7 +845,7 @@ def _take_snapshot(
                 if r.kind in ("r", "p") and r.oid not in locked and (r.extension is None or r.data != "none")
             ]
             if not new:
-                return _Snapshot(holder, identifier, relations)
+                return _Snapshot(holder, identifier, relations, written)
             _execute(holder, "ROLLBACK")
         _execute(locker, "ROLLBACK")
     raise BackupError(
@@ -838,6 +915,13 @@ class Manifest:
     def size(self) -> int:
         """Bytes of the dump's files."""
         return sum(entry["bytes"] for entry in self.data["files"].values())
+
+    @property
+    def catalog(self) -> _catalog.Catalog:
+        """Hashes of the entries a restored copy must have; compare with ``_catalog.entry_hashes(restored,
+        exclude_schemas=()).filter(_catalog.DATABASE_LEVEL)``. An index in ``validity.invalid_indexes`` that is not
+        ``dumped`` is in here, and rightly not in the copy."""
+        return _catalog.Catalog(self.data["catalog"]["entries"])
 
 
 def _canonical(data: t.Mapping[str, t.Any]) -> bytes:
@@ -1548,6 +1632,7 @@ def _dump(
         lock = _claim(dest, name, outcome)
         stack.callback(_release, dest, name, lock)
         before = _sequence_values(snapshot.connection, snapshot.relations)
+        facts = _facts(snapshot.connection)
         wait, pool = _measure_all(work, options, snapshot, request)
         try:
             _run_pg_dump(work, options, request, client, compression, snapshot.identifier, partial, lock)
@@ -1558,7 +1643,6 @@ def _dump(
             pool.shutdown(wait=False)
         measured = wait()
         after = _sequence_values(snapshot.connection, snapshot.relations)
-        facts = _facts(snapshot.connection)
         _execute(snapshot.connection, "COMMIT")  # fails when the snapshot did not live until here
         data: dict[str, t.Any] = {
             "format": MANIFEST_FORMAT,
@@ -1577,7 +1661,12 @@ def _dump(
             "settings": dict(SNAPSHOT_SETTINGS),
             "room": dict(room),
             **facts,
-            "tables": [_table_record(r, measured.get(r.oid)) for r in snapshot.relations if r.kind != "S"],
+            "activity": {key: value for key, value in snapshot.activity.items() if key != "written"},
+            "tables": [
+                _table_record(r, measured.get(r.oid), snapshot.activity["written"])
+                for r in snapshot.relations
+                if r.kind != "S"
+            ],
             "sequences": [
                 {"oid": r.oid, "schema": r.schema, "name": r.name, "before": before[r.oid], "after": after[r.oid]}
                 for r in snapshot.relations
@@ -1644,7 +1733,7 @@ def _run_pg_dump(
     partial: str,
     lock: int,
 ) -> None:
-    with child_environment(options) as environment:
+    with child_environment(options, partial) as environment:
         environment["LC_ALL"] = "C"
         argv = [
             client.path("pg_dump"),
@@ -1671,10 +1760,16 @@ def _facts(connection: Connection) -> dict[str, t.Any]:
     return {
         "extensions": _rows(connection, extensions),
         "roles": [row["rolname"] for row in _rows(connection, _ROLES)],
+        "hash_probe": _rows(connection, HASH_PROBE)[0]["probe"],
+        "validity": validity(connection),
+        "large_objects": _rows(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"],
+        "catalog": _schema(connection),
     }
 
 
-def _table_record(relation: Relation, measured: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:
+def _table_record(
+    relation: Relation, measured: t.Mapping[str, t.Any] | None, written: t.Mapping[str, t.Any]
+) -> dict[str, t.Any]:
     return {
         "oid": relation.oid,
         "schema": relation.schema,
@@ -1684,6 +1779,8 @@ def _table_record(relation: Relation, measured: t.Mapping[str, t.Any] | None) ->
         "extension": relation.extension,
         "data": relation.data,
         "bytes": relation.size,
+        "filenode": relation.filenode,
+        "written": written.get(str(relation.oid)),
         "rows": measured["rows"] if measured else None,
         "hash": measured["hash"] if measured else None,
     }
@@ -1786,6 +1883,7 @@ def _describe(manifest: Manifest, *, reused: bool) -> dict[str, t.Any]:
         "client_version": data["client_version"],
         "compression": data["compression"],
         "hashes": data["hashes"],
+        "catalog_fingerprint": data["catalog"]["fingerprint"],
         "reused": reused,
     }
 

@@ -86,8 +86,8 @@ options:
   hashes:
     description:
       - What the manifest records about the rows of each table, measured in the dump's own snapshot.
-      - V(full) records the row count and an order-independent hash of all rows. It costs the server about as much
-        processor time as the dump, beside it.
+      - V(full) records the row count and an order-independent hash of all rows. It costs the server about half
+        as much processor time as the dump, beside it.
       - V(sampled) hashes one row in O(hash_sample), chosen by primary key; tables without a primary key are hashed as
         a whole.
       - V(counts) records the row counts only.
@@ -284,6 +284,11 @@ backup:
       description: What was recorded about rows.
       type: str
       sample: full
+    catalog_fingerprint:
+      description:
+        - SHA-256 over the schema of the database in the snapshot, the ledger left out. What a GO is bound to.
+      type: str
+      sample: 5d41402abc4b2a76b9719d911017c592ae2b1c5e8f6f0c2f5d6c1d3a9b8e7f60
     reused:
       description: Whether it existed before this task.
       type: bool

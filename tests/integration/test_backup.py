@@ -23,7 +23,7 @@ import time
 import psycopg2
 import pytest
 
-from ansible_collections.surefoot.dbops.plugins.module_utils import _pgdump
+from ansible_collections.surefoot.dbops.plugins.module_utils import _catalog, _pgdump
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions, child_environment
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     BackupError,
@@ -295,6 +295,59 @@ def test_a_restored_backup_has_the_hashes_the_manifest_recorded(pg_server, fille
             assert measured({**days, "name": "other"}) != before
 
 
+@pytest.mark.versions
+def test_each_bit_of_a_row_changes_half_of_both_row_hashes_independently(database):
+    # Rows that differ in one bit from their twin; the standard deviation of a frequency is 0.007.
+    count = 5000
+    database.query(
+        "CREATE TABLE twins AS SELECT r AS a, overlay(r placing chr(ascii(substr(r, place, 1)) # 1) from place) AS b"
+        f" FROM (SELECT md5(g::text) || g AS r, 1 + g % 30 AS place FROM generate_series(1, {count}) g) AS made"
+    )
+    flipped = ", ".join(f"hashtextextended(a, {seed}) # hashtextextended(b, {seed}) AS f{seed}" for seed in (1, 2))
+    bits = database.query(
+        f"SELECT avg(f1 >> bit & 1)::float, avg(f2 >> bit & 1)::float, avg((f1 # f2) >> bit & 1)::float"
+        f" FROM (SELECT {flipped} FROM twins) AS flips, generate_series(0, 63) AS bit GROUP BY bit"
+    )
+    assert len(bits) == 64
+    assert all(abs(frequency - 0.5) < 0.035 for row in bits for frequency in row)
+    assert database.query(
+        "SELECT count(DISTINCT hashtextextended(a, 1)), count(DISTINCT hashtextextended(a, 2)) FROM twins"
+    ) == [(count, count)]
+
+
+@pytest.mark.versions
+def test_the_manifest_records_what_a_restored_copy_must_be(filled, tmp_path):
+    for statement in (
+        "ALTER TABLE users ADD CONSTRAINT short CHECK (length(name) < 3) NOT VALID",
+        "CREATE TABLE twice AS SELECT 1 AS i FROM generate_series(1, 2)",
+        "CREATE SCHEMA surefoot CREATE TABLE ledger (i int)",
+        f"ALTER DATABASE {filled.name} SET work_mem = '7MB'",
+        "GRANT SELECT ON users TO PUBLIC",
+    ):
+        filled.query(statement)
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        filled.query("CREATE UNIQUE INDEX CONCURRENTLY broken ON twice (i)")
+    backup = take_backup(connection_of(filled), request_for(tmp_path, verify="files")).backup
+    manifest = read_manifest(backup["path"], backup["manifest_sha256"])
+    validity = manifest.data["validity"]
+    assert validity["not_valid_constraints"] == [{"schema": "public", "table": "users", "name": "short"}]
+    assert validity["invalid_indexes"] == [{"schema": "public", "table": "twice", "name": "broken", "dumped": False}]
+    assert (validity["indexes"], validity["constraints"]) == (1, 2)
+    assert manifest.data["large_objects"] == 1
+    with contextlib.closing(filled.connect()) as connection:
+        assert backup["catalog_fingerprint"] == _catalog.fingerprint(connection)
+        whole = _catalog.entry_hashes(connection, exclude_schemas=())
+    assert manifest.catalog.hashes == whole.filter(_catalog.DATABASE_LEVEL).hashes
+    assert {"grants on table public.users", "table surefoot.ledger", "owner of table public.users"} <= set(
+        manifest.catalog
+    )
+    assert "setting work_mem" in whole and "setting work_mem" not in manifest.catalog
+    users = next(table for table in manifest.tables if table["name"] == "users")
+    assert users["written"] == [3000, 0, 0]
+    assert users["filenode"] == filled.scalar("SELECT relfilenode::bigint FROM pg_class WHERE oid = 'users'::regclass")
+    assert manifest.data["activity"]["counted"] is True
+
+
 def test_what_is_recorded_is_what_was_dumped_while_others_write(filled, tmp_path):
     stop = threading.Event()
 
@@ -490,8 +543,9 @@ def test_modes_do_not_depend_on_the_umask(filled, tmp_path):
         modes.add(("directory", stat.S_IMODE(os.stat(directory).st_mode)))
         modes |= {("file", stat.S_IMODE(os.stat(os.path.join(directory, file)).st_mode)) for file in files}
     assert modes == {("directory", 0o700), ("file", 0o600)}
-    lines = (run_dir / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == result["evidence"]
+    lines = [json.loads(line) for line in (run_dir / "evidence.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("previous") for line in lines)
+    assert lines == result["evidence"]
     anchors = {item["details"].get("manifest_sha256") for item in result["evidence"]} - {None}
     assert anchors == {result["backup"]["manifest_sha256"]}
 
@@ -511,7 +565,7 @@ def test_the_password_is_nowhere_to_be_seen(pg_server, slow_database, tmp_path, 
     seen = set()
     passfiles = set()
     while process.poll() is None:
-        for path in scratch.glob("surefoot-pass-*"):
+        for path in tmp_path.rglob("surefoot-pass-*"):
             with contextlib.suppress(FileNotFoundError):
                 passfiles.add(path.stat().st_mode & 0o777)
         family = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
@@ -589,9 +643,11 @@ def test_an_interrupted_module_stops_pg_dump_and_leaves_nothing(slow_database, t
     )
 
 
-def test_what_a_killed_module_leaves_is_removed_by_the_next_run(slow_database, tmp_path):
-    process = start_module({**slow_database.params, "dest": str(tmp_path), **SLOW})
+def test_what_a_killed_module_leaves_is_removed_by_the_next_run(pg_server, slow_database, tmp_path):
+    url = f"postgresql://postgres:{pg_server.password}@127.0.0.1:{pg_server.port}/{slow_database.name}"
+    process = start_module({"login_url": url, "dest": str(tmp_path), **SLOW})
     wait_for(lambda: writing(tmp_path))
+    assert glob.glob(f"{tmp_path}/.*.partial/surefoot-pass-*")  # not in TMPDIR, where it would stay
     process.kill()
     process.communicate()
     assert visible(tmp_path) == [] and glob.glob(f"{tmp_path}/.*.partial")

@@ -40,7 +40,7 @@ def make_backup(
         if "/" not in file and file != "..":
             (directory / "dump" / file).write_bytes(content)
     data = {
-        "format": 1,
+        "format": _pgdump.MANIFEST_FORMAT,
         "name": name,
         "created": created,
         "database": {"system_identifier": system_identifier, "oid": 5, "name": "app"},
@@ -291,8 +291,8 @@ def test_the_expected_hash_may_be_written_in_capitals(tmp_path):
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):
-    with pytest.raises(BackupError, match="has format 2"):
-        make_backup(tmp_path, format=2)
+    with pytest.raises(BackupError, match="has format 1"):
+        make_backup(tmp_path, format=1)
 
 
 @pytest.mark.parametrize("name", ["../manifest.json", "/etc/passwd", "..", "a/b", "a\nb"])
