@@ -133,6 +133,87 @@ options:
       - A failing check before commit means that nothing happened.
     type: bool
     default: true
+  watch:
+    description:
+      - Samples the server on a connection of its own while migrations run, and stops the run when a limit stays
+        exceeded, with the error code C(watch_limit). The running statement is cancelled and its transaction rolled
+        back.
+      - An empty dictionary is the watch with its defaults. Without this option nothing is sampled.
+      - Each limit may be V(none); the value is then only recorded.
+      - Evidence C(watch.*) has the worst and the last value of each criterion, C(watch.jsonl) of O(run_dir) every
+        sample. What the role cannot see is V(not_measured); most takes nothing, some C(pg_monitor).
+    type: dict
+    suboptions:
+      interval:
+        description: Time between two samples.
+        type: str
+        default: 1s
+      samples:
+        description: Number of samples in a row over a limit that stop the run.
+        type: int
+        default: 3
+      max_connections_used:
+        description: Most connections used, as a percentage of C(max_connections) without the reserved ones.
+        type: str
+        default: 90%
+      wal_rate_max:
+        description: Most write-ahead log that the server may write in 60 seconds, as a size.
+        type: str
+        default: 1GB
+      max_waiters:
+        description: Most sessions that may be blocked by the migration, those queued behind blocked ones included.
+        type: str
+        default: "10"
+      max_wait:
+        description: Longest time that one of them may be blocked.
+        type: str
+        default: 5s
+      replica_lag_max:
+        description: Longest time that a replica may be behind.
+        type: str
+        default: 30s
+      temp_max:
+        description: Most that temporary files, temporary tables and O(watch.tables) may grow together, as a size.
+        type: str
+        default: none
+      disk_min_free:
+        description: Least free space of the server's disks, when the server runs on the host that executes the module.
+        type: str
+        default: 1GB
+      tables:
+        description: Tables whose growth counts for O(watch.temp_max), such as quarantine tables, as C(schema.name).
+        type: list
+        elements: str
+        default: []
+      endpoints:
+        description: HTTP endpoints of the application that must go on answering during the run.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          url:
+            description: What to ask, with C(GET).
+            type: str
+            required: true
+          expect_status:
+            description: Status codes that are right.
+            type: list
+            elements: int
+            default: [200]
+          timeout:
+            description: Longest time for an answer.
+            type: str
+            default: 5s
+          token:
+            description: Bearer token to send.
+            type: str
+          validate_certs:
+            description: Whether the server's certificate must be valid.
+            type: bool
+            default: true
+          ca_path:
+            description: File or directory of the certificate authorities to trust.
+            type: path
   allow_session_pooler:
     description:
       - Accept an address that leads through a connection pooler in session mode.
@@ -143,11 +224,25 @@ options:
     description: Schema of the ledger. Created when missing, which takes C(CREATE) on the database.
     type: str
     default: surefoot
+  go:
+    description:
+      - The GO to apply under, C(go.json) of M(surefoot.dbops.postgresql_gate) or its directory. With O(state=applied)
+        only.
+      - It is held against the database, the files, the variables, and O(policy) under the runner lock, before anything
+        is written. When one of them changed, or it expired, nothing is applied and the error has the code V(stale_go).
+    type: path
+  go_key:
+    description: Key that sealed the GO, when it is not the C(go.key) beside it.
+    type: str
+  policy:
+    description: The policy the GO was decided by, as given to M(surefoot.dbops.postgresql_gate).
+    type: dict
+    default: {}
   requested_by:
     description: Name recorded as who asked for the run, for example C({{ awx_user_name }}), beside the real OS user.
     type: str
   approved_by:
-    description: Name recorded as who approved the run.
+    description: Name recorded as who approved the run. With O(go), it must be the name the GO was approved by.
     type: str
 seealso:
   - module: surefoot.dbops.postgresql_migration_info
@@ -180,6 +275,15 @@ EXAMPLES = r"""
     secret_variables:
       railway_redis_url: "{{ redis_url }}"
       database_encryption_key: "{{ encryption_key }}"
+
+- name: Stop when the server or the application suffers
+  surefoot.dbops.postgresql_migration:
+    login_url: "{{ database_url }}"
+    path: migrations/lancio_platform
+    watch:
+      wal_rate_max: 512MB
+      endpoints:
+        - url: https://app.example.com/health
 
 - name: Roll back the newest migrations down to and including this one
   surefoot.dbops.postgresql_migration:
@@ -321,25 +425,37 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     run_argument_spec,
     variables_argument_spec,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import DEFAULT_SCHEMA, Actor, new_run_id
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._go import before_apply
+from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import (
+    DEFAULT_SCHEMA,
+    Actor,
+    advisory_key,
+    new_run_id,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
     Invocation,
     connection_options,
     run_module,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Plan, load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
 from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner, RunOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
+from ansible_collections.surefoot.dbops.plugins.module_utils._vitals import Limits, Vitals, run_watched
 
 
 def run(module: Invocation) -> dict[str, t.Any]:
     params = module.params
     connection = connection_options(module)
     plan = load_plan(params["path"])
+    run_id = params["run_id"] or new_run_id()
+    vitals = _vitals(params, connection, run_id)
     retry = {key: value for key, value in (params["retry"] or {}).items() if value is not None}
     options = RunOptions(
         state=params["state"],
-        run_id=params["run_id"] or new_run_id(),
+        run_id=run_id,
         actor=Actor.current(params["requested_by"], params["approved_by"]),
         ledger_schema=params["ledger_schema"],
         to=params["to"],
@@ -360,8 +476,41 @@ def run(module: Invocation) -> dict[str, t.Any]:
         run_dir=params["run_dir"],
         check_mode=module.check_mode,
         show_text=module.diff,
+        before_apply=_check_of_go(module, plan),
+        guard=vitals.guard if vitals is not None else None,
     )
-    return Runner(plan, connection, options).run()
+    return run_watched(vitals, Runner(plan, connection, options).run, params["run_dir"])
+
+
+def _vitals(params: dict[str, t.Any], connection: ConnectionOptions, run_id: str) -> Vitals | None:
+    if params["watch"] is None:
+        return None
+    return Vitals(
+        connection,
+        Limits.from_options(params["watch"]),
+        run_id=run_id,
+        worker_key=advisory_key(params["ledger_schema"], "worker"),
+        run_dir=params["run_dir"],
+    )
+
+
+def _check_of_go(module: Invocation, plan: Plan) -> t.Any:
+    params = module.params
+    if not params["go"] or module.check_mode:
+        return None
+    if params["state"] != "applied":
+        raise PlanError("go is given with another state than applied", remedy="Leave it out: a GO is for applying.")
+    module.never_show(params["go_key"])
+    return before_apply(
+        params["go"],
+        plan,
+        go_key=params["go_key"],
+        variables=params["variables"],
+        secrets=params["secret_variables"],
+        policy=resolve_policy(params["policy"]),
+        ledger_schema=params["ledger_schema"],
+        approved_by=params["approved_by"],
+    )
 
 
 def _seconds(value: str | None) -> float | None:
@@ -393,8 +542,39 @@ def argument_spec() -> ArgumentSpec:
             "on_orphan": {"type": "str", "choices": ["wait", "terminate"], "default": "wait"},
             "on_drift": {"type": "str", "choices": ["fail", "warn"], "default": "fail"},
             "verify": {"type": "bool", "default": True},
+            "watch": {
+                "type": "dict",
+                "options": {
+                    "interval": {"type": "str", "default": "1s"},
+                    "samples": {"type": "int", "default": 3},
+                    "max_connections_used": {"type": "str", "default": "90%"},
+                    "wal_rate_max": {"type": "str", "default": "1GB"},
+                    "max_waiters": {"type": "str", "default": "10"},
+                    "max_wait": {"type": "str", "default": "5s"},
+                    "replica_lag_max": {"type": "str", "default": "30s"},
+                    "temp_max": {"type": "str", "default": "none"},
+                    "disk_min_free": {"type": "str", "default": "1GB"},
+                    "tables": {"type": "list", "elements": "str", "default": []},
+                    "endpoints": {
+                        "type": "list",
+                        "elements": "dict",
+                        "default": [],
+                        "options": {
+                            "url": {"type": "str", "required": True},
+                            "expect_status": {"type": "list", "elements": "int", "default": [200]},
+                            "timeout": {"type": "str", "default": "5s"},
+                            "token": {"type": "str", "no_log": True},
+                            "validate_certs": {"type": "bool", "default": True},
+                            "ca_path": {"type": "path"},
+                        },
+                    },
+                },
+            },
             "allow_session_pooler": {"type": "bool", "default": False},
             "ledger_schema": {"type": "str", "default": DEFAULT_SCHEMA},
+            "go": {"type": "path"},
+            "go_key": {"type": "str", "no_log": True},
+            "policy": {"type": "dict", "default": {}},
             "requested_by": {"type": "str"},
             "approved_by": {"type": "str"},
         },
