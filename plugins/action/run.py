@@ -19,6 +19,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import re
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
+from ansible_collections.surefoot.dbops.plugins.module_utils._report_html import write_report
 from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED, judge
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     SUMMARY_FILE,
@@ -46,7 +47,9 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=argument_spec(), required_if=REQUIRED_IF)
         name = str((task_vars or {}).get("inventory_hostname", "database"))
         try:
-            work = {"started": self._start, "judged": self._judge, "finished": self._finish}[args["state"]]
+            work = {"started": self._start, "judged": self._judge, "reported": self._report, "finished": self._finish}[
+                args["state"]
+            ]
             result.update(work(name, args))
         except SurefootError as exc:
             raise AnsibleActionFail(str(exc)) from None
@@ -59,6 +62,12 @@ class ActionModule(ActionBase):
                 "surefoot_backup is false, but the policy requires a backup",
                 remedy="Leave surefoot_backup out, or set surefoot_policy.backup: optional for this environment.",
             )
+        if policy["rehearsal"] == "required" and not args["rehearsal"]:
+            raise PlanError(
+                "surefoot_rehearsal is false, but the policy requires a rehearsal",
+                remedy="Leave surefoot_rehearsal out, or set surefoot_policy.rehearsal: optional for this environment.",
+            )
+        rehearse = policy["rehearsal"] != "never" and args["rehearsal"]
         if not args["path"]:
             raise PlanError(
                 f"no migration set is given for {name}",
@@ -83,6 +92,9 @@ class ActionModule(ActionBase):
             "run_base": base,
             "policy": policy,
             "backup": policy["backup"] != "never" and args["backup"],
+            "rehearse": rehearse,
+            # One restore serves twice.
+            "restore": rehearse or policy["restore_proof"],
             "started": utc_now(),
             "actor": {
                 "os_user": actor.os_user,
@@ -104,27 +116,56 @@ class ActionModule(ActionBase):
         record(args["run"].get("run_dir"), [found.evidence()])
         return {"changed": False, **found.to_dict()}
 
-    def _finish(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
-        run = args["run"]
-        if not run.get("run_id"):
-            # The start itself failed, and said why.
-            return {"changed": False, "skipped": True, "skipped_reason": "the run did not start"}
-        summary = summarize(
+    def _summary(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        return summarize(
             Phases.of(args["phases"]),
             name=name,
             action=args["action"],
             finished=args["complete"],
             check_mode=self._task.check_mode,
-            run_dir=run.get("run_dir"),
+            run_dir=args["run"].get("run_dir"),
             stop_after=args["stop_after"],
             judgement=args["judgement"],
             rescue=args["rescue"],
         )
-        if run.get("run_dir"):
-            kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}
-            write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary, "finished": utc_now()})
-        lines = describe(summary, rollback_hint=_rollback_command(summary["applied"]) or args["rollback_hint"])
-        return {"msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+
+    def _report(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        """``run.json``, the report and its messages; not when nothing was to be done."""
+        run = args["run"]
+        if not run.get("run_id"):
+            return _never_started()
+        summary = self._summary(name, args)
+        applied = summary["outcome"] == "succeeded" and bool(summary["applied"])
+        result: dict[str, t.Any] = {"changed": False, "applied": applied, "wrote": False, "report": None}
+        if not run.get("run_dir"):
+            return result
+        kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}
+        write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary, "finished": utc_now()})
+        if summary["outcome"] == "nothing_to_do":
+            return result
+        way_back = _rollback_command(summary["applied"]) or args["rollback_hint"]
+        try:
+            found = write_report(run["run_dir"], plan_path=args["path"], rollback_command=way_back)
+        except SurefootError as exc:  # what the run did stands
+            return {**result, "report": f"none: {exc}"}
+        return {**result, "wrote": True, "report": found["html"]}
+
+    def _finish(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        written = self._report(name, args)
+        if "wrote" not in written:
+            return written
+        summary = self._summary(name, args)
+        lines = describe(
+            summary,
+            report=written["report"],
+            rollback_hint=_rollback_command(summary["applied"]) or args["rollback_hint"],
+        )
+        return {**written, "msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+
+
+def _never_started() -> dict[str, t.Any]:
+    """The start itself failed, and said why."""
+    return {"changed": False, "skipped": True, "skipped_reason": "the run did not start"}
 
 
 def _shows_json() -> bool:

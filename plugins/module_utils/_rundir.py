@@ -167,7 +167,7 @@ def summarize(
         "host": name,
         "action": action,
         "outcome": _outcome(phases, finished, check_mode, stop_after, rescued and not (rescue or {}).get("failed")),
-        "failed_phase": None if finished else phases.failed or "setup",
+        "failed_phase": None if finished else phases.failed or _last(phases),
         "error": None if finished else _error(phases, judgement),
         "decision": phases["gate"].get("decision"),
         "go": phases["gate"].get("go"),
@@ -178,6 +178,8 @@ def summarize(
         "manual": list(phases["plan"].get("manual") or []),
         "migrations": list(migration.get("migrations") or []),
         "judgement": dict(judgement) if judgement and judgement.get("failures") else None,
+        "rescue_error": (rescue or {}).get("msg") if (rescue or {}).get("failed") else None,
+        "sign_off": _sign_off(phases["sign_off"]),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
@@ -186,7 +188,7 @@ def summarize(
 
 def _outcome(phases: Phases, finished: bool, check_mode: bool, stop_after: str, rescued: t.Any) -> str:
     if not finished:
-        if phases.failed == "gate":
+        if phases["gate"].get("decision") == "NO-GO":
             return "no_go"
         return "rescued" if rescued else "failed"
     if check_mode:
@@ -196,30 +198,50 @@ def _outcome(phases: Phases, finished: bool, check_mode: bool, stop_after: str, 
     return "succeeded" if phases.done else "nothing_to_do"
 
 
+def _sign_off(result: Results) -> dict[str, t.Any] | None:
+    if not result:
+        return None
+    opened = [str(line).partition(":")[0] for key in ("failures", "missing") for line in result.get(key) or []]
+    return {"decision": result.get("decision"), "open": opened}
+
+
+def _last(phases: Phases) -> str:
+    """Where a run stopped that no task of its own failed: at the gate, at the matrix, or before anything."""
+    return "gate" if phases["gate"].get("decision") == "NO-GO" else next(reversed(list(phases.results)), "setup")
+
+
 def _error(phases: Phases, judgement: Results | None) -> t.Any:
     if phases.failed:
         return phases[phases.failed].get("msg")
+    if phases["gate"].get("decision") == "NO-GO":
+        return phases["gate"].get("msg")
     return (judgement or {}).get("line")
 
 
-def describe(summary: Results, *, rollback_hint: str) -> list[str]:
+def describe(summary: Results, *, rollback_hint: str, report: str | None = None) -> list[str]:
     """The lines an operator reads at the end of a run.
 
     :param rollback_hint: the command that takes back what was applied
+    :param report: the report's path, or why there is none
     """
     name, done = summary["host"], summary["applied"] or summary["rolled_back"]
     verb = _VERBS[summary["action"]]
-    lines = {
-        "failed": [f"{name}: FAILED in phase {summary['failed_phase']}; " + _extent(summary, verb)],
-        "no_go": [f"{name}: NO-GO; nothing in the database was touched."],
-        "rescued": [f"{name}: ROLLED BACK what this run had applied: {', '.join(summary['rolled_back'])}."],
-        "checked": [f"{name}: check mode, nothing was written. " + _would(summary)],
-        "stopped": [f"{name}: {summary['decision'] or 'stopped'}; nothing was applied yet."],
-        "nothing_to_do": [f"{name}: {_NOTHING[summary['action']]}."],
-        "succeeded": [f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}."],
-    }[summary["outcome"]]
+    lines = [
+        {
+            "failed": f"{name}: FAILED in phase {summary['failed_phase']}; " + _extent(summary, verb),
+            "no_go": f"{name}: NO-GO; nothing in the database was touched.",
+            "rescued": f"{name}: ROLLED BACK what this run had applied: {', '.join(summary['rolled_back'])}.",
+            "checked": f"{name}: check mode, nothing was written. " + _would(summary),
+            "stopped": f"{name}: {summary['decision'] or 'stopped'}; nothing was applied yet.",
+            "nothing_to_do": f"{name}: {_NOTHING[summary['action']]}.",
+            "succeeded": f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}.",
+        }[summary["outcome"]]
+    ]
     if summary["judgement"]:
         lines.append(f"  {summary['judgement']['line']}")
+        if summary["judgement"]["decision"] == "roll_back" and summary["outcome"] != "rescued":
+            reason = summary["rescue_error"] or "the rollback was not begun"
+            lines.append(f"  NOT rolled back: {reason} Roll back by hand, or as the last resort restore: docs/swap.md.")
     elif summary["outcome"] == "stopped" and summary["go"]:
         lines.append(f"  To apply: the same command with -e surefoot_go={summary['go']}")
     for item in summary["migrations"]:
@@ -234,6 +256,9 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
     if checks["run"]:
         failed = f", failed: {'; '.join(map(str, checks['failed']))}" if checks["failed"] else ", all passed"
         lines.append(f"Verification: {checks['run']} check{'s' if checks['run'] != 1 else ''}{failed}.")
+    if summary["sign_off"]:
+        opened = summary["sign_off"]["open"]
+        lines.append("Signed off." if not opened else f"Not signed off; open: {', '.join(opened)}.")
     if summary["backup"]:
         backup = summary["backup"]
         reused = " (taken before this run)" if backup.get("reused") else ""
@@ -241,6 +266,8 @@ def describe(summary: Results, *, rollback_hint: str) -> list[str]:
         lines.append(f"  sha256 of its manifest: {backup['manifest_sha256']} (keep it elsewhere)")
     if summary["run_dir"]:
         lines.append(f"Run directory: {summary['run_dir']}")
+    if report:
+        lines.append(f"Report: {report}")
     if summary["action"] == "migrate" and summary["applied"] and summary["outcome"] != "rescued" and rollback_hint:
         lines.append(f"To roll back: {rollback_hint}")
     return lines

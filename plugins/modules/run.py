@@ -16,8 +16,9 @@ description:
     and that every secret variable of the plan has a value. Then makes the run directory.
   - With O(state=judged), holds what went wrong after GO against the rollback matrix of the policy and returns what that
     decides.
-  - With O(state=finished), writes C(run.json) to the run directory and shows what was done. The role
-    P(surefoot.dbops.surefoot_run#role) calls it in C(always), so that a failed run is summed up as well.
+  - With O(state=reported), writes C(run.json), the report and its messages to the run directory.
+  - With O(state=finished), does the same again, with what was judged since, and shows what was done. The role
+    P(surefoot.dbops.surefoot_run#role) calls both in C(always), so that a failed run is summed up as well.
   - Its own files do not count as a change.
 attributes:
   action:
@@ -42,7 +43,7 @@ options:
   state:
     description: Which end of the run.
     type: str
-    choices: [started, judged, finished]
+    choices: [started, judged, reported, finished]
     required: true
   run_id:
     description: Identifier of the run and name of its directory. Made up from time and a random part when not given.
@@ -86,6 +87,10 @@ options:
     description: V(false) leaves out a backup that the policy says is optional.
     type: bool
     default: true
+  rehearsal:
+    description: V(false) leaves out a rehearsal that the policy says is optional.
+    type: bool
+    default: true
   requested_by:
     description: Name recorded as who asked for the run.
     type: str
@@ -93,7 +98,7 @@ options:
     description: Name recorded as who approved the run.
     type: str
   run:
-    description: What the start returned. Required for O(state=judged) and O(state=finished).
+    description: What the start returned. Required for O(state=judged), O(state=reported), and O(state=finished).
     type: dict
   phases:
     description:
@@ -173,6 +178,16 @@ backup:
   type: bool
   returned: when O(state=started)
   sample: true
+rehearse:
+  description: Whether the migration is to be rehearsed.
+  type: bool
+  returned: when O(state=started)
+  sample: true
+restore:
+  description: Whether the backup is to be restored, as proof and for the rehearsal.
+  type: bool
+  returned: when O(state=started)
+  sample: true
 started:
   description: When, UTC.
   type: str
@@ -207,6 +222,21 @@ line:
   description: What failed and what is to be done, in one line.
   type: str
   returned: when O(state=judged)
+wrote:
+  description: Whether a report was written. There is none when nothing was to be done.
+  type: bool
+  returned: when O(state=reported) or O(state=finished)
+  sample: true
+applied:
+  description: Whether the run succeeded and applied something.
+  type: bool
+  returned: when O(state=reported) or O(state=finished)
+  sample: true
+report:
+  description: The report, or why there is none; null when nothing was to be done.
+  type: str
+  returned: when O(state=reported) or O(state=finished)
+  sample: /home/ops/platform/surefoot-runs/20261122T030000Z-5f2c1a/report.html
 msg:
   description: What was done, in lines for an operator.
   type: list
@@ -221,6 +251,7 @@ from ansible.module_utils.basic import AnsibleModule
 REQUIRED_IF = [
     ("state", "started", ("connection", "path")),
     ("state", "judged", ("run",)),
+    ("state", "reported", ("run",)),
     ("state", "finished", ("run",)),
 ]
 
@@ -228,7 +259,7 @@ REQUIRED_IF = [
 def argument_spec() -> dict[str, dict[str, t.Any]]:
     """The options, for the action plugin that does the work."""
     return {
-        "state": {"type": "str", "choices": ["started", "judged", "finished"], "required": True},
+        "state": {"type": "str", "choices": ["started", "judged", "reported", "finished"], "required": True},
         "run_id": {"type": "str"},
         "run_base": {"type": "path"},
         "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
@@ -239,6 +270,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "policy": {"type": "dict"},
         "policy_overrides": {"type": "dict"},
         "backup": {"type": "bool", "default": True},
+        "rehearsal": {"type": "bool", "default": True},
         "requested_by": {"type": "str"},
         "approved_by": {"type": "str"},
         "run": {"type": "dict"},
