@@ -230,10 +230,19 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: pathlib.
         inspect(tmp_path / "none.sql")
 
 
+def test_a_small_file_runs_as_it_was_inspected(write: Write) -> None:
+    path = write("SELECT 1;")
+    script = inspect(path)
+    write("SELECT 2;")
+    assert [statement.text for statement, _entry in executable(path, script)] == ["SELECT 1"]
+    assert script.content == b"SELECT 1;"  # and this is what the ledger keeps
+
+
 @pytest.mark.parametrize("limit", [1 << 20, 0])
-def test_a_file_that_changed_after_inspection_is_not_committed(
+def test_a_larger_file_that_changed_after_inspection_is_not_committed(
     write: Write, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
+    monkeypatch.setattr(_script, "_PREPARED_FILE", 0)
     monkeypatch.setattr(_script, "_SMALL_FILE", limit)
     path = write("SELECT 1;")
     script = inspect(path)
