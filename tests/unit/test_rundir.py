@@ -111,3 +111,39 @@ def test_success_names_backup_and_way_back() -> None:
         assert part in text
     assert "taken before this run" in text
     assert text.endswith("To roll back: ansible-playbook rollback.yml")
+
+
+def test_no_go_stopped_and_announced_are_told_apart() -> None:
+    plan = {"pending": ["a"]}
+    gate = {"decision": "NO-GO", "msg": "NO-GO: 1 failed"}
+    summary = _summary({"plan": plan, "gate": gate}, finished=False)
+    assert (summary["outcome"], summary["failed_phase"], summary["error"]) == ("no_go", "gate", "NO-GO: 1 failed")
+    assert "nothing in the database was touched" in describe(summary, rollback_hint="")[0]
+    go = {"decision": "GO", "go": "/runs/1/go.json"}
+    text = "\n".join(describe(_summary({"plan": plan, "gate": go}, stop_after="gate"), rollback_hint=""))
+    assert "GO; nothing was applied yet" in text and "-e surefoot_go=/runs/1/go.json" in text
+    assert _summary({"plan": plan}, action="announce")["outcome"] == "announced"
+    assert _summary({"plan": {"pending": []}}, action="announce")["outcome"] == "nothing_to_do"
+
+
+def test_a_rescue_is_told_from_a_rescue_that_failed() -> None:
+    results = {"plan": {"pending": ["a", "b"]}, "migration": {"failed": True, "applied": ["a"], "msg": "no"}}
+    judgement = {"decision": "roll_back", "line": "CRITICAL syntax_error: no.", "failures": [{}]}
+    done = _summary(results, finished=False, judgement=judgement, rescue={"rolled_back": ["a"]})
+    assert (done["outcome"], done["rolled_back"]) == ("rescued", ["a"])
+    assert "ROLLED BACK" in describe(done, rollback_hint="undo")[0]
+    assert "To roll back" not in "\n".join(describe(done, rollback_hint="undo"))
+    rescue = {"failed": True, "msg": "cannot drop", "rolled_back": []}
+    failed = _summary(results, finished=False, judgement=judgement, rescue=rescue)
+    assert failed["outcome"] == "failed"
+    assert "NOT ROLLED BACK: cannot drop." in "\n".join(describe(failed, rollback_hint="undo"))
+
+
+def test_what_keeps_a_run_from_its_sign_off_is_named() -> None:
+    results = {
+        "migration": {"applied": ["a"]},
+        "sign_off": {"decision": "NO-GO", "failures": [], "missing": ["x.y: not measured"]},
+    }
+    assert "Not signed off; open: x.y." in describe(_summary(results), rollback_hint="")
+    results["sign_off"] = {"decision": "GO", "failures": [], "missing": []}
+    assert "Signed off." in describe(_summary(results), rollback_hint="")
