@@ -17,8 +17,10 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record, utc_now
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
+from ansible_collections.surefoot.dbops.plugins.module_utils._messages import announce, check_notice
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
+from ansible_collections.surefoot.dbops.plugins.module_utils._report import plan_facts
 from ansible_collections.surefoot.dbops.plugins.module_utils._report_html import write_report
 from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED, judge
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
@@ -27,6 +29,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     continue_run_directory,
     describe,
     make_run_directory,
+    read_summary,
+    sign_off_of,
     summarize,
     write_json,
 )
@@ -57,6 +61,7 @@ class ActionModule(ActionBase):
 
     def _start(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         policy = resolve_policy(args["policy"], args["policy_overrides"])
+        check_notice(args["notice"])
         if policy["backup"] == "required" and not args["backup"]:
             raise PlanError(
                 "surefoot_backup is false, but the policy requires a backup",
@@ -117,6 +122,9 @@ class ActionModule(ActionBase):
         return {"changed": False, **found.to_dict()}
 
     def _summary(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
+        if args["action"] == "sign_off":
+            result = args["phases"].get("sign_off") or {}
+            return {**read_summary(args["run"]["run_dir"]), "sign_off": sign_off_of(result)}
         return summarize(
             Phases.of(args["phases"]),
             name=name,
@@ -139,13 +147,25 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = {"changed": False, "applied": applied, "wrote": False, "report": None}
         if not run.get("run_dir"):
             return result
-        kept = {key: run.get(key) for key in ("run_id", "policy", "started", "actor")}
-        write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary, "finished": utc_now()})
+        kept = {**{key: run.get(key) for key in ("run_id", "policy", "started", "actor")}, "finished": utc_now()}
+        write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
         if summary["outcome"] == "nothing_to_do":
             return result
         way_back = _rollback_command(summary["applied"]) or args["rollback_hint"]
+        if summary["outcome"] == "announced":
+            announce(
+                run["run_dir"],
+                plan_facts(load_plan(args["path"])),
+                database=name,
+                pending=summary["pending"],
+                notice=args["notice"],
+                rollback_command=way_back,
+            )
+            return {**result, "wrote": True}
         try:
-            found = write_report(run["run_dir"], plan_path=args["path"], rollback_command=way_back)
+            found = write_report(
+                run["run_dir"], plan_path=args["path"], notice=args["notice"], rollback_command=way_back
+            )
         except SurefootError as exc:  # what the run did stands
             return {**result, "report": f"none: {exc}"}
         return {**result, "wrote": True, "report": found["html"]}

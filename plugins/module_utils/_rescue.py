@@ -158,13 +158,19 @@ def _of_migration(result: Results) -> t.Iterator[Failure]:
         return
     error = result.get("error") or {}
     failed_checks = [check for check in result.get("checks") or () if not check.get("passed")]
-    message = str(error.get("message") or result.get("msg") or "the task failed without a word")
+    message = str(error.get("message") or result.get("msg") or "the task failed without a word") + _place(error)
     if error.get("code") == "verification" and failed_checks:
         yield from _of_checks(failed_checks)
     elif error.get("sqlstate") in _LIMITS:
         yield Failure("lock_budget_exceeded", message)
     else:
         yield Failure(_CLASS_OF_CODE.get(str(error.get("code")), UNCLEAR), message)
+
+
+def _place(error: Results) -> str:
+    """Where in a file, as the error itself says it."""
+    place = [str(error[key]) for key in ("file", "line", "column") if error.get(key)]
+    return f" ({':'.join(place)})" if place else ""
 
 
 def _of_verification(result: Results) -> t.Iterator[Failure]:

@@ -16,12 +16,25 @@ import tempfile
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
 SUMMARY_FILE = "run.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_VERBS = {"migrate": "applied", "rollback": "rolled back", "baseline": "recorded as applied, not run"}
-_NOTHING = {"migrate": "nothing is pending", "rollback": "nothing to roll back", "baseline": "nothing to record"}
+_VERBS = {
+    "migrate": "applied",
+    "rollback": "rolled back",
+    "baseline": "recorded as applied, not run",
+    "announce": "announced",
+    "sign_off": "applied",
+}
+_NOTHING = {
+    "migrate": "nothing is pending",
+    "rollback": "nothing to roll back",
+    "baseline": "nothing to record",
+    "announce": "nothing is pending, so there is nothing to announce",
+    "sign_off": "nothing was applied by that run",
+}
 _BACKUP_FACTS = ("path", "name", "manifest_sha256", "size", "seconds", "reused")
 
 Results = t.Mapping[str, t.Any]
@@ -154,11 +167,11 @@ def summarize(
     """What the run did, as an object for ``run.json``.
 
     :param name: the database as the inventory calls it
-    :param action: migrate | rollback | baseline
+    :param action: migrate | rollback | baseline | announce
     :param finished: whether the last phase came to its end
     :param stop_after: the phase the run was asked to end after
     :param judgement: what the rollback matrix said, as an object
-    :param rescue: result of the rollback that it decided
+    :param rescue: result of the rollback that it decided; of the count of its losses when it came no further
     """
     migration, backup = phases["migration"], phases["backup"].get("backup") or {}
     checks = phases["verification"].get("checks") or []
@@ -166,7 +179,9 @@ def summarize(
     return {
         "host": name,
         "action": action,
-        "outcome": _outcome(phases, finished, check_mode, stop_after, rescued and not (rescue or {}).get("failed")),
+        "outcome": _outcome(
+            phases, action, finished, check_mode, stop_after, rescued and not (rescue or {}).get("failed")
+        ),
         "failed_phase": None if finished else phases.failed or _last(phases),
         "error": None if finished else _error(phases, judgement),
         "decision": phases["gate"].get("decision"),
@@ -178,27 +193,41 @@ def summarize(
         "manual": list(phases["plan"].get("manual") or []),
         "migrations": list(migration.get("migrations") or []),
         "judgement": dict(judgement) if judgement and judgement.get("failures") else None,
-        "rescue_error": (rescue or {}).get("msg") if (rescue or {}).get("failed") else None,
-        "sign_off": _sign_off(phases["sign_off"]),
+        "not_rolled_back": _why_not_rolled_back(judgement or {}, rescue or {}),
+        "sign_off": sign_off_of(phases["sign_off"]),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
     }
 
 
-def _outcome(phases: Phases, finished: bool, check_mode: bool, stop_after: str, rescued: t.Any) -> str:
+def _outcome(phases: Phases, action: str, finished: bool, check_mode: bool, stop_after: str, rescued: t.Any) -> str:
     if not finished:
         if phases["gate"].get("decision") == "NO-GO":
             return "no_go"
         return "rescued" if rescued else "failed"
     if check_mode:
         return "checked"
+    if action == "announce" and phases["plan"].get("pending"):
+        return "announced"
     if stop_after and phases["plan"].get("pending"):
         return "stopped"
     return "succeeded" if phases.done else "nothing_to_do"
 
 
-def _sign_off(result: Results) -> dict[str, t.Any] | None:
+def read_summary(run_dir: str) -> dict[str, t.Any]:
+    """The ``run.json`` of a run that is over.
+
+    :raises PlanError: there is none
+    """
+    try:
+        with open(os.path.join(run_dir, SUMMARY_FILE), encoding="utf-8") as stream:
+            return t.cast("dict[str, t.Any]", json.load(stream))
+    except (OSError, ValueError) as exc:
+        raise PlanError(f"{run_dir} holds no summary of a run: {exc}", remedy="Name the run directory.") from None
+
+
+def sign_off_of(result: Results) -> dict[str, t.Any] | None:
     if not result:
         return None
     opened = [str(line).partition(":")[0] for key in ("failures", "missing") for line in result.get(key) or []]
@@ -206,8 +235,26 @@ def _sign_off(result: Results) -> dict[str, t.Any] | None:
 
 
 def _last(phases: Phases) -> str:
-    """Where a run stopped that no task of its own failed: at the gate, at the matrix, or before anything."""
-    return "gate" if phases["gate"].get("decision") == "NO-GO" else next(reversed(list(phases.results)), "setup")
+    """Where a run stopped that no task of its own failed: at the gate, at what it compared, or before anything."""
+    if phases["gate"].get("decision") == "NO-GO":
+        return "gate"
+    worse = (
+        name
+        for name in COMPARED
+        if any(record.get("verdict") == "fail" for record in phases[name].get("evidence") or ())
+    )
+    return next(worse, None) or next(reversed(list(phases.results)), "setup")
+
+
+def _why_not_rolled_back(judgement: Results, rescue: Results) -> t.Optional[str]:
+    """Why what was to be rolled back was not; None when it was, or was not to be."""
+    if judgement.get("decision") != "roll_back":
+        return None
+    if rescue.get("failed"):
+        return str(rescue.get("msg") or "the rollback failed")
+    if rescue.get("exceeded"):
+        return f"{rescue.get('total')} rows would be lost, more than rollback_max_lost_rows. Decide"
+    return None if rescue.get("rolled_back") else "the rollback did not come to its end"
 
 
 def _error(phases: Phases, judgement: Results | None) -> t.Any:
@@ -232,6 +279,7 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
             "no_go": f"{name}: NO-GO; nothing in the database was touched.",
             "rescued": f"{name}: ROLLED BACK what this run had applied: {', '.join(summary['rolled_back'])}.",
             "checked": f"{name}: check mode, nothing was written. " + _would(summary),
+            "announced": f"{name}: announced: {', '.join(summary['pending'])}.",
             "stopped": f"{name}: {summary['decision'] or 'stopped'}; nothing was applied yet.",
             "nothing_to_do": f"{name}: {_NOTHING[summary['action']]}.",
             "succeeded": f"{name}: {len(done)} migration{'s' if len(done) != 1 else ''} {verb}.",
@@ -239,9 +287,9 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     ]
     if summary["judgement"]:
         lines.append(f"  {summary['judgement']['line']}")
-        if summary["judgement"]["decision"] == "roll_back" and summary["outcome"] != "rescued":
-            reason = summary["rescue_error"] or "the rollback was not begun"
-            lines.append(f"  NOT rolled back: {reason} Roll back by hand, or as the last resort restore: docs/swap.md.")
+        if summary["not_rolled_back"]:
+            lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
+            lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
     elif summary["outcome"] == "stopped" and summary["go"]:
         lines.append(f"  To apply: the same command with -e surefoot_go={summary['go']}")
     for item in summary["migrations"]:
@@ -297,7 +345,7 @@ def _would(summary: Results) -> str:
 def _measures(item: Results) -> str:
     parts = []
     if item.get("statements") is not None:
-        parts.append(f"{item['statements']} statements")
+        parts.append(f"{item['statements']} statement{'s' if item['statements'] != 1 else ''}")
     if item.get("seconds") is not None:
         parts.append(human_duration(item["seconds"]))
     if item.get("lock_held_seconds") is not None:

@@ -56,7 +56,7 @@ options:
   action:
     description: What the run does.
     type: str
-    choices: [migrate, rollback, baseline]
+    choices: [migrate, rollback, baseline, announce, sign_off]
     default: migrate
   path:
     description:
@@ -127,6 +127,12 @@ options:
     description: The command that takes back what was applied, for the closing lines.
     type: str
     default: ""
+  notice:
+    description:
+      - What the messages say of the time, the contact, the controls, and who owns which phase.
+      - Its keys are in the guide's page on messages. An unknown one is an error.
+    type: dict
+    default: {}
 seealso:
   - module: surefoot.dbops.postgresql_migration
 """
@@ -262,7 +268,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "state": {"type": "str", "choices": ["started", "judged", "reported", "finished"], "required": True},
         "run_id": {"type": "str"},
         "run_base": {"type": "path"},
-        "action": {"type": "str", "choices": ["migrate", "rollback", "baseline"], "default": "migrate"},
+        "action": {"type": "str", "choices": ["migrate", "rollback", "baseline", "announce", "sign_off"], "default": "migrate"},
         "path": {"type": "path"},
         "go": {"type": "path"},
         "connection": {"type": "dict", "no_log": True},
@@ -280,6 +286,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "rescue": {"type": "dict", "default": {}},
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
+        "notice": {"type": "dict", "default": {}},
     }
 
 
