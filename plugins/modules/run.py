@@ -268,7 +268,11 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "state": {"type": "str", "choices": ["started", "judged", "reported", "finished"], "required": True},
         "run_id": {"type": "str"},
         "run_base": {"type": "path"},
-        "action": {"type": "str", "choices": ["migrate", "rollback", "baseline", "announce", "sign_off"], "default": "migrate"},
+        "action": {
+            "type": "str",
+            "choices": ["migrate", "rollback", "baseline", "announce", "sign_off"],
+            "default": "migrate",
+        },
         "path": {"type": "path"},
         "go": {"type": "path"},
         "connection": {"type": "dict", "no_log": True},

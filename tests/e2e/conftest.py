@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ import urllib.parse
 import uuid
 
 import pytest
+import yaml
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor
@@ -49,13 +51,19 @@ class Outcome:
         return [line for line in self.output.splitlines() if re.match(r"\[ERROR\]|ERROR!", line)]
 
     @property
+    def error(self) -> str:
+        """The one error, with the lines it goes on for."""
+        assert len(self.errors) == 1, self.output
+        return self.errors[0] + self.output.partition(self.errors[0])[2].partition("\nOrigin:")[0]
+
+    @property
     def changed(self) -> int:
         """Sum of ``changed=`` over the recap."""
         return sum(int(number) for number in re.findall(r"changed=(\d+)", self.output.partition("PLAY RECAP")[2]))
 
     def summary(self) -> str:
         """What the run said about itself, unfolded."""
-        text = self.output.rpartition(": Sum up]")[2].partition("PLAY RECAP")[0]
+        text = self.output.rpartition(": Sum up]")[2].partition("\nTASK ")[0].partition("PLAY RECAP")[0]
         return " ".join(text.split())
 
 
@@ -91,9 +99,19 @@ class Workplace:
         return self.run("ansible-playbook", *words, env=env)
 
     def run_directories(self) -> list[pathlib.Path]:
-        """Run directories, oldest first."""
+        """Run directories, in the order they were used last."""
         base = self.directory / "surefoot-runs"
-        return sorted(path for path in base.glob("2*") if path.is_dir())
+        found = [path for path in base.glob("2*") if path.is_dir()]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    def last_run(self) -> dict[str, t.Any]:
+        """What the last run said about itself in ``run.json``."""
+        return t.cast("dict[str, t.Any]", json.loads((self.run_directories()[-1] / "run.json").read_text("utf-8")))
+
+    def evidence(self) -> dict[str, dict[str, t.Any]]:
+        """The last record of each criterion in the evidence of the last run."""
+        lines = (self.run_directories()[-1] / "evidence.jsonl").read_text("utf-8").splitlines()
+        return {record["criterion"]: record for record in map(json.loads, lines)}
 
 
 def _environment(collections: pathlib.Path, home: pathlib.Path) -> dict[str, str]:
@@ -139,20 +157,127 @@ def workplace(collections: pathlib.Path, tmp_path: pathlib.Path) -> Workplace:
     return Workplace(directory, _environment(collections, tmp_path / "home"))
 
 
-@pytest.fixture(scope="session")
-def _template(collections: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("project")
-    place = Workplace(directory, _environment(collections, directory / "home"))
-    outcome = place.playbook("surefoot.dbops.init", "-e", "dest=.")
+def _laid_out(collections: pathlib.Path, directory: pathlib.Path, migrations: str) -> pathlib.Path:
+    place = Workplace(directory, _environment(collections, directory.with_name(directory.name + ".home")))
+    outcome = place.playbook("surefoot.dbops.init", "-e", "dest=.", "-e", f"migrations={migrations}")
     assert outcome.returncode == 0, outcome.output
     return directory
 
 
+@pytest.fixture(scope="session")
+def _template(collections: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return _laid_out(collections, tmp_path_factory.mktemp("project"), "lancio_platform")
+
+
+@pytest.fixture(scope="session")
+def _starter(collections: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return _laid_out(collections, tmp_path_factory.mktemp("starter"), "starter")
+
+
+# What the on-call sets for a run at this hour: prod's window is at night, and only a person knows of incidents.
+TONIGHT = {
+    "surefoot_policy_overrides": {"window": "any"},
+    "surefoot_attestations": [
+        {
+            "criterion": "attestation.no_incident",
+            "by": "on-call",
+            "at": "2026-01-01T00:00:00Z",
+            "until": "2999-01-01T00:00:00Z",
+            "statement": "no critical incident is in progress",
+        }
+    ],
+}
+
+
 @pytest.fixture
 def project(workplace: Workplace, _template: pathlib.Path) -> Workplace:
-    """A project directory as the playbook init lays it out."""
-    shutil.copytree(_template, workplace.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("home"))
+    """A project directory as the playbook init lays it out, with what production asks persons for."""
+    shutil.copytree(_template, workplace.directory, dirs_exist_ok=True)
+    variables = workplace.directory / "prod" / "group_vars" / "databases"
+    (variables / "policy.yml").write_text(yaml.safe_dump(TONIGHT), encoding="utf-8")
     return workplace
+
+
+# A policy for tests of what comes after the gate: nothing is proven first, and nobody is asked.
+UNPROVEN: dict[str, t.Any] = {
+    "backup": "never",
+    "restore_proof": False,
+    "rehearsal": "never",
+    "window": "any",
+    "approvals": [],
+    "criteria": {"attestation.no_incident": "optional"},
+}
+
+
+@dataclasses.dataclass
+class App(Workplace):
+    """A project in the starter layout, with the migrations of one test, and its database."""
+
+    database: Database
+    migrations: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.url_of(self.database.name)
+
+    def url_of(self, name: str) -> str:
+        """The URL of a database of the same server, by its socket."""
+        server = self.database.server
+        host = urllib.parse.quote(server.host, safe="")
+        return f"postgresql://{server.superuser}@/{name}?host={host}&port={server.port}"
+
+    def migration(self, name: str, deploy: str, rollback: str | None = None, **keys: t.Any) -> None:
+        """Add a migration to the plan."""
+        directory = self.directory / "migrations" / "app"
+        entry: dict[str, t.Any] = {"id": name, "deploy": f"{name}.sql", **keys}
+        (directory / entry["deploy"]).write_text(deploy + "\n", encoding="utf-8")
+        if rollback is not None:
+            entry["rollback"] = f"{name}.rollback.sql"
+            (directory / entry["rollback"]).write_text(rollback + "\n", encoding="utf-8")
+        self.migrations.append(entry)
+        plan = {
+            "name": "app",
+            "defaults": {"retry": {"attempts": 2, "max_delay": "50ms", "deadline": "5s"}},
+            "migrations": self.migrations,
+        }
+        (directory / "plan.yml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+    def migrate(
+        self, *words: str, policy: t.Mapping[str, t.Any] | None = None, database: str | None = None, **variables: t.Any
+    ) -> Outcome:
+        """The playbook migrate against this database, under the policy :data:`UNPROVEN` with these keys changed."""
+        given = {"surefoot_policy": {**UNPROVEN, **(policy or {})}, **variables}
+        return self.playbook(
+            *("migrate.yml", "-i", "staging", "-e", json.dumps(given), *words),
+            env={"DATABASE_URL": self.url_of(database or self.database.name)},
+        )
+
+    def run_program(self, name: str, *words: str) -> str:
+        """What a program of the server's version prints."""
+        command = [os.path.join(self.database.server.bindir, name), *words]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def schema(self) -> str:
+        """The schema as ``pg_dump`` writes it, without the ledger."""
+        text = self.run_program("pg_dump", "--schema-only", "--exclude-schema=surefoot", self.database.dsn)
+        # Newer ones guard their scripts with a random word.
+        return re.sub(r"(?m)^\\(un)?restrict .*\n", "", text)
+
+    def applied(self) -> list[str]:
+        """What the ledger says is applied; nothing without a ledger."""
+        if self.database.scalar("SELECT to_regclass('surefoot.applied')") is None:
+            return []
+        return [row[0] for row in self.database.query("SELECT migration_id FROM surefoot.applied ORDER BY applied_at")]
+
+
+@pytest.fixture
+def app(collections: pathlib.Path, tmp_path: pathlib.Path, _starter: pathlib.Path, database: Database) -> App:
+    """A starter project without migrations, and an empty database."""
+    directory = tmp_path / "app"
+    shutil.copytree(_starter, directory)
+    for path in (directory / "migrations" / "app").iterdir():
+        path.unlink()
+    return App(directory, _environment(collections, tmp_path / "home"), database)
 
 
 @dataclasses.dataclass
@@ -199,6 +324,7 @@ class Platform:
             "DATABASE_ENCRYPTION_KEY": self.secrets.key,
             "RAILWAY_MONGODB_URL": f"mongodb://app:{self.secrets.mongodb}@mongodb.railway.internal:27017/lancio",
             "RAILWAY_REDIS_URL": f"redis://default:{self.secrets.redis}@redis.railway.internal:6379",
+            **{f"SUREFOOT_{name}_BY": f"{name.lower()} person" for name in ("PREPARED", "REVIEWED", "APPROVED")},
         }
 
     def applied(self) -> list[str]:
