@@ -13,6 +13,7 @@ differ in outline and hatching as well, and every value stands beside its mark.
 from __future__ import annotations
 
 import html
+import math
 import re
 import typing as t
 import unicodedata
@@ -129,7 +130,7 @@ def _diamond(x: float, y: float, class_: str) -> Markup:
 
 def number(value: t.Any) -> float | None:
     """A finite number; None for what is none (a text such as NaN, a boolean)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 

@@ -646,7 +646,9 @@ class Probing:
                     tally.add(probe(tally.endpoint, context=tally.context), warm)
 
         started = time.perf_counter()
-        workers = [threading.Thread(target=work, name="surefoot-probe", daemon=True) for _ in range(self._concurrency)]
+        workers = [
+            threading.Thread(target=work, name="surefoot-probe", daemon=True) for _worker in range(self._concurrency)
+        ]
         for worker in workers:
             worker.start()
         for worker in workers:

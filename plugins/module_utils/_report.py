@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 import typing as t
 
@@ -70,7 +71,7 @@ def first(source: Facts, *names: str) -> t.Any:
 
 def number(value: t.Any) -> float | None:
     """A finite number; None for anything else, a duration with a unit included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 

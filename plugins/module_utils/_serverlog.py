@@ -444,8 +444,7 @@ def locate(connection: Connection, path: str | None = None) -> ServerLog:
     """
     with connection.cursor() as cursor:
         cursor.execute(_SETTINGS)
-        row = cursor.fetchone()
-        assert row is not None
+        row = t.cast("tuple[t.Any, ...]", cursor.fetchone())
         destinations, collector, zone, level, data_directory, allowed, override, version, _database = row
         if level in ("log", "fatal", "panic") or override:
             raise NotReadable(

@@ -498,7 +498,7 @@ class _Embedded:
         """
         named = os.path.dirname(os.path.abspath(socket)) if socket else None
         removed = []
-        homes = {home: state for home, state in _homes()}
+        homes = dict(_homes())
         if named and os.path.lexists(named) and named not in homes:
             raise PlanError(
                 f"{named} is not a shadow made by surefoot.dbops: it is left alone", remedy="Check the socket."

@@ -485,8 +485,7 @@ class _Server:
             self._log = sql_error(exc).message
 
     def _row(self, text: str, parameters: t.Any = None) -> tuple[t.Any, ...]:
-        assert self._connection is not None
-        with self._connection.cursor() as cursor:
+        with t.cast("Connection", self._connection).cursor() as cursor:
             cursor.execute(text, parameters)
             return cursor.fetchone() or ()
 
@@ -502,8 +501,7 @@ class _Server:
         return self._ages.lag(now, written, replayed, reported)
 
     def _waiters(self) -> tuple[float, float]:
-        assert self._connection is not None
-        with self._connection.cursor() as cursor:
+        with t.cast("Connection", self._connection).cursor() as cursor:
             cursor.execute(_WAITING)
             blocked = {pid: (set(blockers), seconds) for pid, blockers, seconds in cursor.fetchall()}
             if not blocked:

@@ -229,7 +229,7 @@ def argument_spec() -> ArgumentSpec:
             "since": {"type": "str"},
             "path": {"type": "path"},
             "max_permission_denied": {"type": "int", "default": 0},
-            "max_foreign_key_violations": {"type": "int", "default": 0},
+            "max_foreign_key_violations": {"type": "int", "default": 0, "no_log": False},
             "max_fatal": {"type": "int", "default": 0},
             "max_errors": {"type": "int"},
         },

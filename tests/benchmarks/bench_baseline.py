@@ -62,7 +62,7 @@ class Load:
 
     def __init__(self, database: Database, sessions: int) -> None:
         self._on, self._end = threading.Event(), threading.Event()
-        self._threads = [threading.Thread(target=self._work, args=(database,)) for _ in range(sessions)]
+        self._threads = [threading.Thread(target=self._work, args=(database,)) for _session in range(sessions)]
         for thread in self._threads:
             thread.start()
 

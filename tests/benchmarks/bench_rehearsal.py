@@ -154,11 +154,12 @@ def deploy_on(target: Database, plan: MigrationSet, rows: int, arguments: argpar
         for migration in load_plan(plan.path).migrations:
             clients = {
                 "SELECT": [
-                    Client(target, "SELECT body FROM shop.orders WHERE id = %s", rows) for _ in range(arguments.readers)
+                    Client(target, "SELECT body FROM shop.orders WHERE id = %s", rows)
+                    for _reader in range(arguments.readers)
                 ],
                 "UPDATE": [
                     Client(target, "UPDATE shop.orders SET state = 'sold' WHERE id = %s", rows)
-                    for _ in range(arguments.writers)
+                    for _writer in range(arguments.writers)
                 ],
             }
             for client in [*clients["SELECT"], *clients["UPDATE"]]:

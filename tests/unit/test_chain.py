@@ -125,7 +125,7 @@ def test_concurrent_writers_of_several_processes_and_threads_keep_one_chain(tmp_
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(4)
+        for _child in range(4)
     ]
     for child in children:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import typing as t
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import pytest
 
@@ -67,8 +67,8 @@ def bars(picture: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
     return [item for item in picture.iter("rect") if kind in (item.get("class") or "").split()]
 
 
-def width(bar: ElementTree.Element) -> float:
-    return float(bar.get("width", "0"))
+def width(item: ElementTree.Element) -> float:
+    return float(item.get("width", "0"))
 
 
 EVERY = {
@@ -214,7 +214,7 @@ def test_a_lock_over_the_budget_is_marked_and_named() -> None:
     assert "600 ms, over budget" in words(picture)
     assert "400 ms" in words(picture)
     limit = next(item for item in picture.iter("line") if item.get("class") == "limit")
-    first, second = (float(bar.get("x", "0")) + width(bar) for bar in bars(picture, "planned"))
+    first, second = (float(item.get("x", "0")) + width(item) for item in bars(picture, "planned"))
     assert second < float(limit.get("x1", "0")) < first
 
 
