@@ -19,6 +19,7 @@ import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import _squawk
 from ansible_collections.surefoot.dbops.plugins.module_utils._catalog import Catalog, CatalogDiff, diff, snapshot
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckGroup, CheckResult, Verification
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
     ConnectionOptions,
     connect,
@@ -234,6 +235,9 @@ class Rehearsal:
         self._trace: LockTrace | None = None
         self._passes: list[Pass] = []
         self._notes: list[str] = []
+        # Checks of what was applied before: as production has them, and after the deployment.
+        self._held: list[CheckResult] = []
+        self._holding: list[CheckResult] = []
         self._stop: t.Callable[[SurefootError], None] | None = None
         self._session: Connection | None = None
         self._reason: str | None = None
@@ -294,7 +298,9 @@ class Rehearsal:
             evidence = [_nothing(name, "nothing is pending") for name in _REQUIRED]
             results = self._empty(pending, marker)
             return {**results, "changed": False, "evidence": record(self._request.run_dir, evidence)}
-        catalog_diff, proof, redeploy = self._rehearse(session, pending)
+        applied = self._applied(session, pending)
+        self._held = self._check(applied)
+        catalog_diff, proof, redeploy = self._rehearse(session, pending, applied)
         trace = t.cast(LockTrace, self._trace)
         evidence = [
             *self._judge_deploy(pending),
@@ -311,7 +317,10 @@ class Rehearsal:
             "statements": [*trace.remembered(), *self._backfills()],
             "locks": [lock.to_dict() for lock in trace.locks],
             "rewrites": trace.rewrites,
-            "checks": [check for item in self._passes if item.phase == "deploy" for check in item.results["checks"]],
+            "checks": [
+                *[check for item in self._passes if item.phase == "deploy" for check in item.results["checks"]],
+                *[result.to_dict() for result in self._holding],
+            ],
             "catalog_diff": catalog_diff.to_dict() if catalog_diff is not None else None,
             "rollback_proof": proof.to_dict(),
             "hazards": hazards.to_dict() if hazards is not None else {"not_measured": hazards_reason},
@@ -430,8 +439,28 @@ class Rehearsal:
 
     # --- the passes --------------------------------------------------------------------------------------------------
 
+    def _applied(self, session: Connection, pending: t.Sequence[Migration]) -> list[Migration]:
+        """What was applied before and is verified together with what is pending, as a run does after its apply."""
+        state = Ledger(self._request.ledger_schema, self._plan.name, self._run_id).read(session)
+        only = self._request.only
+        wanted = [migration for migration in self._plan.migrations if not only or migration.id in only]
+        return [migration for migration in wanted if migration.id in state.applied and migration not in pending]
+
+    def _check(self, migrations: t.Sequence[Migration]) -> list[CheckResult]:
+        groups = [
+            CheckGroup(migration.verify, migration.id, migration.session_settings)
+            for migration in migrations
+            if migration.verify
+        ]
+        variables, _secrets = self._plan.values(self._request.variables, self._request.secrets, complete=False)
+        verification = Verification(
+            self._options, groups, variables=variables, secret_variables=self._request.secrets, phase=PHASE
+        )
+        with self._stoppable(lambda _error: verification.stop()):
+            return verification.run()
+
     def _rehearse(
-        self, session: Connection, pending: t.Sequence[Migration]
+        self, session: Connection, pending: t.Sequence[Migration], applied: t.Sequence[Migration]
     ) -> tuple[CatalogDiff | None, Proof, CatalogDiff | None]:
         """What deploying changes, the proof of the rollback, and how the second deployment differs from the first."""
         first, content = self._catalog(session), self._content(session)
@@ -453,6 +482,7 @@ class Rehearsal:
                 before, content = self._catalog(session), self._content(session)
             if tail and not self._deploy(tail):
                 return diff(first, self._catalog(session)), self._unproven(proof, "the deployment failed"), None
+            self._holding = self._check(applied)
             deployed = self._catalog(session)
             change = diff(first, deployed)
             if not tail:
@@ -666,7 +696,14 @@ class Rehearsal:
             seconds=round(sum(item.seconds for item in deploys), 3),
         )
         checks = [check for item in deploys for check in item.results["checks"]]
-        failed = [check["name"] for check in checks if not check["passed"]]
+        checks += [result.to_dict() for result in self._holding]
+        broken = {(result.migration, result.check.name) for result in self._held if not result.passed}
+        failed = [f"{name} of {migration}, before this migration as well" for migration, name in sorted(broken)]
+        failed += [
+            f"{check['name']} of {check['migration']}"
+            for check in checks
+            if not check["passed"] and (check["migration"], check["name"]) not in broken
+        ]
         if failed or isinstance(error, VerificationFailed):
             verified = _evidence("rehearsal.verify", "fail", {"checks": len(checks), "failed": failed}, "checks")
         elif error is not None:

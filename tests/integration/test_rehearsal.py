@@ -480,9 +480,40 @@ def test_a_failing_check_is_told_from_a_failing_deployment(plan: MigrationSet, s
     )
     results = perform(plan, shadow)
     assert verdicts(results)["deploy"] == "pass"
-    assert evidence(results, "verify")["measured"] == {"checks": 1, "failed": ["too many"]}
+    assert evidence(results, "verify")["measured"] == {"checks": 1, "failed": ["too many of 001_checked"]}
     assert verdicts(results)["verify"] == "fail"
     assert verdicts(results)["rollback_catalog"] == "pass"
+
+
+def _three_columns(plan: MigrationSet) -> None:
+    query = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'made'"
+    plan.add(
+        "000_made",
+        "CREATE TABLE made (a integer, b integer, c integer);",
+        rollback="DROP TABLE made;",
+        verify=[{"name": "three columns", "query": query, "expect": {"scalar": 3}}],
+    )
+
+
+def test_a_migration_that_breaks_a_check_of_an_earlier_one_is_found(plan: MigrationSet, shadow: Database) -> None:
+    _three_columns(plan)
+    run(plan, shadow)
+    plan.add("001_more", "ALTER TABLE made ADD d integer;", rollback="ALTER TABLE made DROP COLUMN d;")
+    found = evidence(perform(plan, shadow), "verify")
+    assert found["verdict"] == "fail"
+    assert found["measured"] == {"checks": 1, "failed": ["three columns of 000_made"]}
+
+
+def test_a_check_that_failed_before_the_migration_is_named_as_such(plan: MigrationSet, shadow: Database) -> None:
+    _three_columns(plan)
+    run(plan, shadow)
+    shadow.query("ALTER TABLE made DROP COLUMN c")
+    plan.add("001_other", "CREATE TABLE other (i integer);", rollback="DROP TABLE other;")
+    found = evidence(perform(plan, shadow), "verify")
+    assert found["verdict"] == "fail"
+    assert found["measured"]["failed"] == ["three columns of 000_made, before this migration as well"]
+    only = evidence(perform(plan, shadow, only=("001_other",)), "verify")
+    assert only["verdict"] == "not_applicable"  # nor does the run look at it then
 
 
 def test_a_statement_over_its_timeout_fails_as_it_would_in_production(plan: MigrationSet, shadow: Database) -> None:
