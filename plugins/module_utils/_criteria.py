@@ -160,7 +160,10 @@ CRITERIA: dict[str, Criterion] = {
             policy_key="rehearsal",
         ),
         *_each(
-            "gate.rehearsed_files", GO, WHEN_MEASURABLE, "postgresql_gate: hashes of the files against the rehearsal's"
+            "gate.rehearsed_files",
+            GO,
+            WHEN_MEASURABLE,
+            "postgresql_gate: hashes of plan, files and variables, and the shadow's backup, against the rehearsal's",
         ),
         *_each("rehearsal.hazards", GO, OPTIONAL, "postgresql_rehearsal runs squawk where it is installed"),
         *_each("baseline.recorded", GO, WHEN_CONFIGURED, "postgresql_baseline"),

@@ -49,6 +49,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     bind_go,
     make_key,
     read_target,
+    rehearsed_details,
     rehearsed_evidence,
     withdraw_go,
     write_go,
@@ -123,6 +124,13 @@ class Decision:
     @property
     def go(self) -> bool:
         return self.decision == "GO"
+
+    @property
+    def holds_until(self) -> datetime.datetime | None:
+        """When the first attestation or waiver that it rests on ends; None when it rests on none."""
+        ends = [item.waiver["expires"] for item in self.judgements if item.status == "waived" and item.waiver]
+        ends += [item.measured["until"] for item in self.having("pass") if item.criterion in ATTESTATIONS]
+        return min((parse_time(end, "until", end_of_day=True) for end in ends), default=None)
 
     def summary(self) -> str:
         """One line, all that stands in the way included."""
@@ -296,7 +304,16 @@ def own_evidence(
     verdict = "not_applicable" if not required else "fail" if unnamed else "pass"
     measured = {role: named.get(role) for role in required}
     source = "option approvals"
-    found.append(Evidence("gate.approvals", "gate", verdict, measured, f"a name for each of {required}", source))
+    found.append(
+        Evidence(
+            "gate.approvals",
+            "gate",
+            verdict,
+            measured,
+            f"a name for each of {', '.join(required)}" if required else "nobody",
+            source,
+        )
+    )
     sent = [notified_at] if notified_at else [str(item.get("time")) for item in records if _announces(item)]
     if sent:
         ahead = max((now - parse_time(moment, "notified_at")).total_seconds() for moment in sent)
@@ -610,7 +627,15 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
                     run_id=request.run_id,
                     now=now,
                 )
-        own += rehearsed_evidence(todo, records)
+        expected = rehearsed_details(
+            plan,
+            todo,
+            backup_id=manifest.data["backup_id"] if manifest else None,
+            key=make_key(run_dir, None) if run_dir else None,
+            variables=request.variables,
+            secrets=request.secrets,
+        )
+        own += rehearsed_evidence(todo, expected, records)
     required, done = applied_ids(records)
     ids = {migration.id for migration in todo} if request.stage == GO else {*required, *done}
     if request.stage == MONITOR and not ids:
@@ -642,6 +667,7 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
                 approvals=request.approvals,
                 run_id=request.run_id,
                 now=now,
+                holds_until=decision.holds_until,
             )
             go_path, expires = write_go(run_dir, go), str(go["expires"])
         elif request.stage == GO:

@@ -32,6 +32,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     SurefootError,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, verdict
+from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Ledger
 from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Manifest, read_manifest
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import parse_time, policy_hash, window_at
@@ -48,12 +49,13 @@ if t.TYPE_CHECKING:
 GO_FILE, KEY_FILE = "go.json", "go.key"
 GO_FORMAT = 1
 _KEY_BYTES = 32
+_LONGEST = 10 * 365 * 86400.0  # seconds; a GO that is to last for ever
 _AGAIN = "Let the gate decide again on what is there now."
 
 
 class StaleGo(SurefootError):
-    """The GO does not fit what is there; ``changed`` says what: go | database | timeline | catalog | files |
-    variables | policy | age | backup | approval | window."""
+    """The GO does not fit what is there; ``changed`` says what: go | database | timeline | catalog | ledger |
+    files | variables | policy | age | backup | approval | window."""
 
     code = "stale_go"
 
@@ -68,13 +70,14 @@ class StaleGo(SurefootError):
 @dataclasses.dataclass(frozen=True)
 class Target:
     """Which database this is, and what its catalog looks like. ``system_identifier`` names the address instead where
-    the service hides it."""
+    the service hides it. ``last_change``: number of the ledger's latest attempt that changed something."""
 
     system_identifier: str
     database: str
     database_oid: int
     timeline: str
     catalog: str
+    last_change: int
 
 
 def read_target(connection: Connection, plan: Plan, ledger_schema: str) -> Target:
@@ -90,7 +93,9 @@ def read_target(connection: Connection, plan: Plan, ledger_schema: str) -> Targe
             )
             oid, name = cursor.fetchone() or (0, "")
         catalog = fingerprint(connection, ignore=plan.drift_ignore, exclude_schemas=(ledger_schema,))
-        return Target(_system_identifier(connection), str(name), int(oid), timeline_of(connection), catalog)
+        last_change = Ledger(ledger_schema, plan.name, "").last_change(connection)
+        identifier = _system_identifier(connection)
+        return Target(identifier, str(name), int(oid), timeline_of(connection), catalog, last_change)
     except psycopg2.Error as exc:
         raise sql_error(exc) from None
 
@@ -217,37 +222,65 @@ def backup_age_problem(
     age = (now - parse_time(backup["created"], "created")).total_seconds()
     if limit == 0:
         return None if backup["run_id"] == run_id else f"the backup is of the earlier run {backup['run_id']}"
+    if age < -300:  # clocks differ
+        return f"the backup is from the future ({backup['created']})"
     if age > limit:
         return f"the backup is {human_duration(age)} old, the policy allows {_max_age(policy)}"
     return None
 
 
-def rehearsed_evidence(todo: t.Sequence[Migration], records: t.Sequence[t.Mapping[str, t.Any]]) -> list[Evidence]:
-    """Whether the rehearsal was of the very files that are to be applied; nothing where none was recorded.
+def rehearsed_details(
+    plan: Plan,
+    todo: t.Sequence[Migration],
+    *,
+    backup_id: str | None,
+    key: bytes | None,
+    variables: t.Mapping[str, t.Any],
+    secrets: t.Mapping[str, t.Any],
+) -> dict[str, t.Any]:
+    """What a rehearsal was of, for the details of ``rehearsal.deploy``.
 
-    A record of ``rehearsal.deploy`` has the hashes in its details: ``migrations`` those of the deploy files,
-    ``rollbacks`` those of the rollback files.
+    :param backup_id: the backup that the shadow was restored from
+    :param key: of the run directory; without one the variables leave no trace
+    :raises EnvironmentProblem: a file cannot be read
     """
-    rehearsed = [item for item in records if item.get("criterion") == "rehearsal.deploy"]
-    if not rehearsed:
-        return []
-    details = rehearsed[-1].get("details") or {}
-    required, source = "the files that were rehearsed", "sha256 of the files"
-    if not isinstance(details.get("migrations"), dict):
-        return [Evidence("gate.rehearsed_files", "gate", "not_measured", None, required, source)]
-    mine: dict[str, dict[str, str]] = {
+    return {
         "migrations": {migration.id: raw_digest(migration.steps) for migration in todo},
         "rollbacks": {migration.id: raw_digest(migration.rollback) for migration in todo if migration.rollback},
+        "plan_sha256": plan.digest(),
+        "backup_id": backup_id,
+        "variables_hmac": variables_hmac(key, plan, variables, secrets) if key else None,
     }
-    other = [
-        name
-        for kind, hashes in mine.items()
-        if isinstance(details.get(kind), dict)
-        for name, digest in hashes.items()
-        if details[kind].get(name) != digest
-    ]
+
+
+def rehearsed_evidence(
+    todo: t.Sequence[Migration], expected: t.Mapping[str, t.Any], records: t.Sequence[t.Mapping[str, t.Any]]
+) -> list[Evidence]:
+    """Whether the latest rehearsal was of what is to be applied, and of nothing else; nothing where none was recorded.
+
+    A rehearsal on a shadow that had the migrations already had nothing to do, and says so: that is no rehearsal.
+
+    :param expected: :func:`rehearsed_details` of what is to be applied; what is None there is not compared
+    """
+    rehearsed = [item for item in records if item.get("criterion") == "rehearsal.deploy"]
+    if not rehearsed or not todo:
+        return []
+    details = rehearsed[-1].get("details") or {}
+    other: list[str] = []
+    for kind in ("migrations", "rollbacks"):
+        mine, theirs = expected[kind], details.get(kind)
+        theirs = theirs if isinstance(theirs, dict) else {}
+        other += [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    for name, what in _REHEARSED.items():
+        if expected[name] is not None and expected[name] != details.get(name):
+            other.append(what)
+    required = "what is to be applied was rehearsed, and nothing else"
     measured = f"not rehearsed as they are: {', '.join(dict.fromkeys(other))}" if other else required
+    source = "sha256 of plan and files, HMAC of the variables, the shadow's backup"
     return [Evidence("gate.rehearsed_files", "gate", verdict(not other), measured, required, source)]
+
+
+_REHEARSED = {"plan_sha256": "the plan", "backup_id": "the backup", "variables_hmac": "the variables"}
 
 
 # --- the GO ----------------------------------------------------------------------------------------------------------
@@ -266,9 +299,15 @@ def bind_go(
     approvals: t.Mapping[str, t.Any],
     run_id: str,
     now: datetime.datetime,
+    holds_until: datetime.datetime | None = None,
 ) -> dict[str, t.Any]:
-    """The GO as an object, sealed with the key."""
-    expires = now + datetime.timedelta(seconds=parse_duration(policy["go_max_age"]))
+    """The GO as an object, sealed with the key.
+
+    :param holds_until: when the first attestation or waiver it rests on ends; the GO does not outlive it
+    """
+    lasts = min(parse_duration(policy["go_max_age"]), _LONGEST)
+    expires = now + datetime.timedelta(seconds=lasts)
+    expires = min(expires, holds_until or expires)
     go: dict[str, t.Any] = {
         "format": GO_FORMAT,
         "run_id": run_id,
@@ -340,8 +379,11 @@ def read_key(directory: str, given: str | None) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, encoding="ascii") as stream:
-            if os.fstat(descriptor).st_mode & 0o077:
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o077:
                 raise StaleGo("go", f"others can read its key {path}")
+            if status.st_uid != os.geteuid():
+                raise StaleGo("go", f"its key {path} belongs to another user (uid {status.st_uid})")
             return _key(stream.read().strip(), path)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no key"
@@ -407,6 +449,8 @@ def check_go(
     if mine["timeline"] != theirs["timeline"]:
         problem = f"the server is on timeline {mine['timeline']}, it was given on {theirs['timeline']}"
         raise StaleGo("timeline", f"{problem}: there was a failover or a recovery, commits may be lost")
+    if mine["last_change"] != theirs["last_change"]:
+        raise StaleGo("ledger", "migrations were applied or rolled back since: a GO is for one apply")
     if mine["catalog"] != theirs["catalog"]:
         raise StaleGo("catalog", "the database's catalog changed since")
 

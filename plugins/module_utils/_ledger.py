@@ -204,6 +204,9 @@ _READ_HEAD = "SELECT evidence_head FROM {s}.runs WHERE run_id = %s"
 _KEEP_HEAD = """
 UPDATE {s}.runs SET evidence_head = %s WHERE run_id = %s AND evidence_head IS DISTINCT FROM %s RETURNING 1
 """
+_LAST_CHANGE = """
+SELECT COALESCE(pg_catalog.max(attempt_id), 0) FROM {s}.attempts WHERE set_name = %s AND outcome <> 'failed'
+"""
 _CLEAR_PROGRESS = "DELETE FROM {s}.progress WHERE set_name = %s AND migration_id = %s"
 
 
@@ -415,6 +418,20 @@ class Ledger:
         same_major = row is not None and row[4] // 10000 == connection.server_version // 10000
         mark = CatalogMark(row[0], row[1], row[2], bytes(row[3])) if row and same_major and not cut_off else None
         return State(True, applied, partial, undoing, mark, cut_off)
+
+    def last_change(self, connection: Connection) -> int:
+        """Number of the latest attempt that changed something, or may have; 0 without one.
+
+        :raises LedgerError: the server does not let it be read
+        """
+        if not self.exists(connection):
+            return 0
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(self._sql(connection, _LAST_CHANGE), (self.set_name,))
+                return int((cursor.fetchone() or (0,))[0])
+        except psycopg2.Error as exc:
+            raise self.unreadable(exc) from None
 
     def unreadable(self, exc: t.Any) -> SurefootError:
         """What to raise when the server does not let the ledger be read."""

@@ -205,7 +205,8 @@ def parse_time(value: t.Any, name: str, *, end_of_day: bool = False) -> datetime
     try:
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
             day = datetime.datetime.fromisoformat(text).replace(tzinfo=datetime.timezone.utc)
-            return day + datetime.timedelta(days=1) if end_of_day else day
+            # "Never" is often written 9999-12-31, and no day comes after it.
+            return day + datetime.timedelta(days=1) if end_of_day and day.year < 9999 else day
         # Python before 3.11 reads neither a Z nor a fraction of a length other than 3 or 6.
         moment = datetime.datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
     except ValueError:

@@ -35,6 +35,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     VerificationFailed,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, record, utc_now, verdict
+from ansible_collections.surefoot.dbops.plugins.module_utils._go import make_key, rehearsed_details
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, Ledger, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._lockmodes import MODES
 from ansible_collections.surefoot.dbops.plugins.module_utils._locktrace import SAMPLE_INTERVAL, HeldLock, LockTrace
@@ -303,7 +304,7 @@ class Rehearsal:
         catalog_diff, proof, redeploy = self._rehearse(session, pending, applied)
         trace = t.cast(LockTrace, self._trace)
         evidence = [
-            *self._judge_deploy(pending),
+            *self._judge_deploy(pending, marker),
             *self._judge_rollback(proof),
             self._judge_redeploy(proof, redeploy),
             self._judge_locks(trace.locks),
@@ -681,7 +682,7 @@ class Rehearsal:
 
     # --- the verdicts ------------------------------------------------------------------------------------------------
 
-    def _judge_deploy(self, pending: t.Sequence[Migration]) -> list[Evidence]:
+    def _judge_deploy(self, pending: t.Sequence[Migration], marker: t.Mapping[str, t.Any] | None) -> list[Evidence]:
         deploys = [item for item in self._passes if item.phase == "deploy"]
         done = [name for item in deploys for name in item.done]
         wanted = [migration.id for migration in pending]
@@ -691,8 +692,14 @@ class Rehearsal:
             verdict(done == wanted),
             done if done == wanted else f"{len(done)} of {len(wanted)} applied: {error}",
             "the runner, on the shadow",
-            migrations={migration.id: raw_digest(migration.steps) for migration in pending},
-            rollbacks={migration.id: raw_digest(migration.rollback) for migration in pending if migration.rollback},
+            **rehearsed_details(
+                self._plan,
+                pending,
+                backup_id=(marker or {}).get("backup_id"),
+                key=make_key(self._request.run_dir, None) if self._request.run_dir else None,
+                variables=self._request.variables,
+                secrets=self._request.secrets,
+            ),
             seconds=round(sum(item.seconds for item in deploys), 3),
         )
         checks = [check for item in deploys for check in item.results["checks"]]

@@ -186,6 +186,7 @@ def summarize(
         "error": None if finished else _error(phases, judgement),
         "decision": phases["gate"].get("decision"),
         "go": phases["gate"].get("go"),
+        "not_measured": _names(phases["gate"].get("missing")),
         "applied": list(migration.get("applied") or []),
         "rolled_back": list(migration.get("rolled_back") or []) + rescued,
         "pending": list((migration or phases["plan"]).get("pending") or []),
@@ -230,8 +231,13 @@ def read_summary(run_dir: str) -> dict[str, t.Any]:
 def sign_off_of(result: Results) -> dict[str, t.Any] | None:
     if not result:
         return None
-    opened = [str(line).partition(":")[0] for key in ("failures", "missing") for line in result.get(key) or []]
+    opened = _names(result.get("failures")) + _names(result.get("missing"))
     return {"decision": result.get("decision"), "open": opened}
+
+
+def _names(lines: t.Any) -> list[str]:
+    """The criteria that lines of the gate begin with."""
+    return [str(line).partition(":")[0] for line in lines or []]
 
 
 def _last(phases: Phases) -> str:
@@ -261,7 +267,7 @@ def _error(phases: Phases, judgement: Results | None) -> t.Any:
     if phases.failed:
         return phases[phases.failed].get("msg")
     if phases["gate"].get("decision") == "NO-GO":
-        return phases["gate"].get("msg")
+        return "\n".join(phases["gate"].get("msg") or [])
     return (judgement or {}).get("line")
 
 
@@ -290,6 +296,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
         if summary["not_rolled_back"]:
             lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
             lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
+    elif summary["outcome"] == "checked" and summary["not_measured"]:
+        lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
     elif summary["outcome"] == "stopped" and summary["go"]:
         lines.append(f"  To apply: the same command with -e surefoot_go={summary['go']}")
     for item in summary["migrations"]:

@@ -25,14 +25,15 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     StaleGo,
     before_apply,
     check_go,
+    make_key,
     read_go,
     read_key,
+    rehearsed_details,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import DEFAULT_SCHEMA
 from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import BackupRequest, take_backup
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
-from ansible_collections.surefoot.dbops.plugins.module_utils._selection import raw_digest
 from ansible_collections.surefoot.dbops.tests.support.migrations import (
     MigrationSet,
     ModuleProcess,
@@ -83,11 +84,13 @@ class Site:
     def proof(self, name: str, verdict: str = "pass") -> Evidence:
         details: dict[str, t.Any] = {}
         if name == "rehearsal.deploy":
-            details = {
-                "migrations": {item.id: raw_digest(item.steps) for item in self.plan.migrations},
-                "rollbacks": {item.id: raw_digest(item.rollback) for item in self.plan.migrations if item.rollback},
-            }
+            details = self.rehearsed(self.plan.migrations)
         return Evidence(name, name.partition(".")[0], verdict, verdict, "pass", "test", details=details)
+
+    def rehearsed(self, todo: t.Sequence[t.Any], **more: t.Any) -> dict[str, t.Any]:
+        """What a rehearsal of these migrations records."""
+        values = {"backup_id": self.backup["id"], "variables": {}, "secrets": SECRETS, **more}
+        return rehearsed_details(self.plan, todo, key=make_key(self.run_dir, None), **values)
 
     @property
     def plan(self) -> t.Any:
@@ -266,13 +269,45 @@ def test_the_ledger_of_an_earlier_run_is_no_change_of_the_catalog(database: Data
     site = Site(database, tmp_path)
     site.set.migrations.insert(0, first.migrations[0])
     site.set.write()
-    record(site.run_dir, [site.proof("rehearsal.deploy")])
+    details = site.rehearsed(site.plan.migrations[1:])
+    record(site.run_dir, [Evidence("rehearsal.deploy", "rehearsal", "pass", 1, 1, "test", details=details)])
     assert site.apply(site.go())["applied"] == ["001"]
 
 
 @pytest.mark.parametrize("file", ["001.sql", "001.rollback.sql"])
 def test_a_file_that_was_not_rehearsed_as_it_is_is_a_no_go(site: Site, file: str) -> None:
     site.set.file(file, "SELECT 1;")
+    no_go(site, "gate.rehearsed_files")
+
+
+OTHER_REHEARSALS: dict[str, t.Callable[[Site], dict[str, t.Any]]] = {
+    # As on a shadow that had been migrated by an earlier rehearsal.
+    "of nothing": lambda site: {},
+    "of a part": lambda site: site.rehearsed(site.plan.migrations[:1]),
+    "of more than is applied": lambda site: site.rehearsed([*site.plan.migrations, *_another(site)]),
+    "with other variables": lambda site: site.rehearsed(site.plan.migrations, variables={"limit": 20}),
+    "with other secrets": lambda site: site.rehearsed(site.plan.migrations, secrets={"token": "another"}),
+    "of another backup": lambda site: site.rehearsed(site.plan.migrations, backup_id="another"),
+    "of another plan": lambda site: {**site.rehearsed(site.plan.migrations), "plan_sha256": "0" * 64},
+}
+
+
+def _another(site: Site) -> t.Sequence[t.Any]:
+    other = MigrationSet(pathlib.Path(site.run_dir).with_name("other")).add("009", "SELECT 1;")
+    migrations: t.Sequence[t.Any] = load_plan(other.path).migrations
+    return migrations
+
+
+@pytest.mark.parametrize("rehearsal", OTHER_REHEARSALS)
+def test_a_rehearsal_of_anything_else_proves_nothing(site: Site, rehearsal: str) -> None:
+    site.set.add("002", "CREATE TABLE t2 (i int);")
+    record(site.run_dir, [site.proof("rehearsal.deploy")])
+    site.go()
+    nothing = rehearsal == "of nothing"
+    details = OTHER_REHEARSALS[rehearsal](site)
+    for name in [item for item in site.given if item.startswith("rehearsal.")]:
+        verdict = "not_applicable" if nothing else "pass"
+        record(site.run_dir, [Evidence(name, "rehearsal", verdict, 1, 1, "test", details=details)])
     no_go(site, "gate.rehearsed_files")
 
 
@@ -458,6 +493,63 @@ def test_with_nothing_pending_no_go_is_asked_for(site: Site) -> None:
     site.apply(path)
     site.set.add("001", "CREATE TABLE t1 (i int DEFAULT :limit);", rollback="DROP TABLE t1;")
     assert site.apply(path, policy={"lock_budget": "2s"})["applied"] == []
+
+
+def test_a_go_does_not_outlive_what_it_rests_on(site: Site) -> None:
+    soon = (NOW + datetime.timedelta(minutes=10)).isoformat()
+    later = (NOW + datetime.timedelta(minutes=20)).isoformat()
+    assert site.decide(attestations=[{**NO_INCIDENT, "until": soon}]).expires == _iso(soon)
+    record(site.run_dir, [site.proof("preflight.primary", "fail")])
+    waiver = {"criterion": "preflight.primary", "reason": "test", "by": "me"}
+    for expires in (soon, later):
+        policy = {"waivers": [{**waiver, "expires": expires}]}
+        assert site.decide(policy=policy, attestations=[{**NO_INCIDENT, "until": later}]).expires == _iso(expires)
+    unneeded = {**waiver, "criterion": "preflight.tls", "expires": soon}
+    policy = {"waivers": [{**waiver, "expires": later}, unneeded]}
+    assert site.decide(policy=policy, attestations=[{**NO_INCIDENT, "until": later}]).expires == _iso(later)
+
+
+def _iso(text: str) -> str:
+    moment = datetime.datetime.fromisoformat(text)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_key_of_another_user_is_none(site: Site) -> None:
+    path = site.go()
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(os.path.join(site.run_dir, "go.key"), 12345, -1)
+    assert "belongs to another user" in str(site.refused(path, "go"))
+
+
+def test_a_go_is_for_one_apply(site: Site, tmp_path: pathlib.Path) -> None:
+    path = site.go()
+    copied = shutil.copytree(site.run_dir, tmp_path / "copy")
+    site.apply(path)
+    run(site.set, site.database, state="rolled_back", to="001", secrets=SECRETS)
+    for used in (path, str(copied)):
+        with pytest.raises(StaleGo) as caught:
+            site.apply(used)
+        assert caught.value.changed == "ledger"
+    assert not exists(site.database, "t1")
+
+
+def test_an_attempt_that_failed_does_not_use_the_go_up(site: Site) -> None:
+    path = site.go()
+    with contextlib.closing(site.database.connect()) as other, other.cursor() as cursor:
+        other.autocommit = False
+        cursor.execute("CREATE TABLE t1 (i int)")  # the apply waits for the name
+        fails(
+            SurefootError,
+            site.set,
+            site.database,
+            before_apply=site.check(path),
+            secrets=SECRETS,
+            lock_timeout=0.1,
+            retry={"attempts": 1},
+        )
+        other.rollback()
+    assert site.apply(path)["applied"] == ["001"]
 
 
 def test_a_half_failed_run_needs_a_new_decision(site: Site) -> None:

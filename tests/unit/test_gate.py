@@ -292,6 +292,12 @@ def test_the_age_of_a_backup(max_age: str, run_id: str, age: float, fits: bool) 
     assert (problem is None) is fits
 
 
+def test_a_backup_of_tomorrow_is_no_young_one() -> None:
+    backup = {"created": (NOW + datetime.timedelta(days=1)).isoformat(), "run_id": "a"}
+    problem = backup_age_problem(backup, resolve_policy({"backup_max_age": "2h"}), "b", NOW)
+    assert "from the future" in str(problem)
+
+
 # --- what is read and written
 
 

@@ -223,6 +223,7 @@ def test_without_a_word_about_a_window_none_is_open() -> None:
 
 def test_a_date_counts_to_its_end_where_it_ends_something() -> None:
     assert parse_time("2026-12-31", "expires", end_of_day=True) == at("2027-01-01T00:00:00Z")
+    assert parse_time("9999-12-31", "expires", end_of_day=True) == at("9999-12-31T00:00:00Z")
     assert parse_time("2026-12-31", "at") == at("2026-12-31T00:00:00Z") == at("2026-12-31T00:00:00")
     with pytest.raises(PlanError, match="expires is 'soon'"):
         parse_time("soon", "expires")

@@ -115,7 +115,7 @@ def test_success_names_backup_and_way_back() -> None:
 
 def test_no_go_stopped_and_announced_are_told_apart() -> None:
     plan = {"pending": ["a"]}
-    gate = {"decision": "NO-GO", "msg": "NO-GO: 1 failed"}
+    gate = {"decision": "NO-GO", "msg": ["NO-GO: 1 failed"]}
     summary = _summary({"plan": plan, "gate": gate}, finished=False)
     assert (summary["outcome"], summary["failed_phase"], summary["error"]) == ("no_go", "gate", "NO-GO: 1 failed")
     assert "nothing in the database was touched" in describe(summary, rollback_hint="")[0]
