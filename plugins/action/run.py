@@ -26,7 +26,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMP
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     SUMMARY_FILE,
     Phases,
-    continue_run_directory,
+    begun_run,
     describe,
     make_run_directory,
     read_summary,
@@ -84,9 +84,10 @@ class ActionModule(ActionBase):
         # Not os.getcwd() first: PWD is the directory as the user typed it, links included.
         here = os.environ.get("PWD") or os.getcwd()
         base = os.path.join(here, args["run_base"] or "surefoot-runs")
-        if args["go"]:
-            run_dir: str | None
-            run_dir, run_id = continue_run_directory(os.path.join(here, args["go"]))
+        begun = begun_run(os.path.join(here, args["go"])) if args["go"] else None
+        if begun is not None:
+            run_dir: str | None = begun.directory
+            run_id = begun.run_id
         else:
             run_id = args["run_id"] or new_run_id()
             run_dir = None if self._task.check_mode else make_run_directory(base, run_id)
@@ -100,6 +101,9 @@ class ActionModule(ActionBase):
             "rehearse": rehearse,
             # One restore serves twice.
             "restore": rehearse or policy["restore_proof"],
+            # Of a run that goes on: whether it has its GO, and the backup it took.
+            "decided": begun is not None and begun.decided,
+            "backup_taken": dict(begun.backup) if begun is not None else {},
             "started": utc_now(),
             "actor": {
                 "os_user": actor.os_user,
@@ -125,8 +129,11 @@ class ActionModule(ActionBase):
         if args["action"] == "sign_off":
             result = args["phases"].get("sign_off") or {}
             return {**read_summary(args["run"]["run_dir"]), "sign_off": sign_off_of(result)}
+        phases = dict(args["phases"])
+        if args["run"].get("backup_taken"):  # by the part of the run before it was stopped
+            phases["backup"] = {"backup": args["run"]["backup_taken"]}
         return summarize(
-            Phases.of(args["phases"]),
+            Phases.of(phases),
             name=name,
             action=args["action"],
             finished=args["complete"],

@@ -86,17 +86,25 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
     return path
 
 
-def continue_run_directory(path: str) -> tuple[str, str]:
-    """The directory of a run that was stopped after its GO, and the run's id, from that directory or its ``go.json``.
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A run that was stopped before its apply. ``backup`` is what its ``run.json`` says of the backup it took."""
 
-    :raises PlanError: no GO lies there
+    directory: str
+    run_id: str
+    decided: bool
+    backup: Results
+
+
+def begun_run(path: str) -> Begun:
+    """The run of a run directory, or of the ``go.json`` in one.
+
+    :raises PlanError: no run lies there
     """
     directory = os.path.abspath(os.path.dirname(path) if path.endswith(".json") else path)
-    if not os.path.isfile(os.path.join(directory, "go.json")):
-        raise PlanError(
-            f"no GO lies in {directory}", remedy="Give surefoot_go the run directory of a run that ended with GO."
-        )
-    return directory, os.path.basename(directory)
+    summary = read_summary(directory)
+    decided = os.path.isfile(os.path.join(directory, "go.json"))
+    return Begun(directory, os.path.basename(directory), decided, summary.get("backup") or {})
 
 
 # The tasks of a run in their order. What the names mean, their registered results tell.
@@ -225,7 +233,9 @@ def read_summary(run_dir: str) -> dict[str, t.Any]:
         with open(os.path.join(run_dir, SUMMARY_FILE), encoding="utf-8") as stream:
             return t.cast("dict[str, t.Any]", json.load(stream))
     except (OSError, ValueError) as exc:
-        raise PlanError(f"{run_dir} holds no summary of a run: {exc}", remedy="Name the run directory.") from None
+        raise PlanError(
+            f"no run lies in {run_dir}: {exc}", remedy="Give surefoot_go the run directory of a run that was stopped."
+        ) from None
 
 
 def sign_off_of(result: Results) -> dict[str, t.Any] | None:
@@ -298,8 +308,10 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
             lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
     elif summary["outcome"] == "checked" and summary["not_measured"]:
         lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
-    elif summary["outcome"] == "stopped" and summary["go"]:
-        lines.append(f"  To apply: the same command with -e surefoot_go={summary['go']}")
+    elif summary["outcome"] == "stopped":
+        lines.append(
+            f"  To go on: the same command with -e surefoot_go={summary['run_dir']} instead of surefoot_stop_after"
+        )
     for item in summary["migrations"]:
         if item.get("id") in done:
             lines.append(f"  {item['id']}: {_measures(item)}")

@@ -65,7 +65,8 @@ options:
     type: path
   go:
     description:
-      - Run directory (or C(go.json) in it) of a run that ended with GO and applied nothing. This run continues it.
+      - Run directory of a run that was stopped after its rehearsal or its GO and applied nothing. This run goes on with
+        it.
     type: path
   connection:
     description:
@@ -108,7 +109,7 @@ options:
     type: dict
     default: {}
   stop_after:
-    description: The phase the run was asked to end after, V(gate) or nothing.
+    description: The phase the run was asked to end after, V(rehearse), V(gate), or nothing.
     type: str
     default: ""
   judgement:
@@ -194,6 +195,16 @@ restore:
   type: bool
   returned: when O(state=started)
   sample: true
+decided:
+  description: Whether a run that goes on has its GO.
+  type: bool
+  returned: when O(state=started)
+  sample: false
+backup_taken:
+  description: The backup that a run that goes on took before, with C(path) and C(manifest_sha256).
+  type: dict
+  returned: when O(state=started)
+  sample: {}
 started:
   description: When, UTC.
   type: str

@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     Phases,
+    begun_run,
     describe,
     make_run_directory,
     summarize,
@@ -121,7 +122,7 @@ def test_no_go_stopped_and_announced_are_told_apart() -> None:
     assert "nothing in the database was touched" in describe(summary, rollback_hint="")[0]
     go = {"decision": "GO", "go": "/runs/1/go.json"}
     text = "\n".join(describe(_summary({"plan": plan, "gate": go}, stop_after="gate"), rollback_hint=""))
-    assert "GO; nothing was applied yet" in text and "-e surefoot_go=/runs/1/go.json" in text
+    assert "GO; nothing was applied yet" in text and "-e surefoot_go=/runs/1 " in text
     assert _summary({"plan": plan}, action="announce")["outcome"] == "announced"
     assert _summary({"plan": {"pending": []}}, action="announce")["outcome"] == "nothing_to_do"
 
@@ -147,3 +148,14 @@ def test_what_keeps_a_run_from_its_sign_off_is_named() -> None:
     assert "Not signed off; open: x.y." in describe(_summary(results), rollback_hint="")
     results["sign_off"] = {"decision": "GO", "failures": [], "missing": []}
     assert "Signed off." in describe(_summary(results), rollback_hint="")
+
+
+def test_a_stopped_run_goes_on_from_its_directory(tmp_path: pathlib.Path) -> None:
+    run_dir = str(tmp_path / "r1")
+    write_json(run_dir, "run.json", {"backup": {"path": "/b/1", "manifest_sha256": "00ff"}})
+    found = begun_run(run_dir)
+    assert (found.run_id, found.decided, found.backup["path"]) == ("r1", False, "/b/1")
+    path = write_json(run_dir, "go.json", {})
+    assert begun_run(path).decided
+    with pytest.raises(PlanError, match="no run lies in"):
+        begun_run(str(tmp_path))
