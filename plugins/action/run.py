@@ -50,6 +50,7 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validation, args = self.validate_argument_spec(argument_spec=argument_spec(), required_if=REQUIRED_IF)
         name = str((task_vars or {}).get("inventory_hostname", "database"))
+        self._alone = len(((task_vars or {}).get("groups") or {}).get("databases") or ()) < 2
         try:
             work = {"started": self._start, "judged": self._judge, "reported": self._report, "finished": self._finish}[
                 args["state"]
@@ -84,13 +85,17 @@ class ActionModule(ActionBase):
         # Not os.getcwd() first: PWD is the directory as the user typed it, links included.
         here = os.environ.get("PWD") or os.getcwd()
         base = os.path.join(here, args["run_base"] or "surefoot-runs")
+        run_dir: str | None = None
+        run_id = args["run_id"] or new_run_id()
         begun = begun_run(os.path.join(here, args["go"])) if args["go"] else None
+        if begun is not None and begun.used_up and args["action"] != "sign_off":
+            begun = None  # typed again after the apply, or a job launched again: a run of its own
         if begun is not None:
-            run_dir: str | None = begun.directory
-            run_id = begun.run_id
-        else:
-            run_id = args["run_id"] or new_run_id()
-            run_dir = None if self._task.check_mode else make_run_directory(base, run_id)
+            run_dir, run_id = begun.directory, begun.run_id
+        if self._task.check_mode:
+            run_dir = None
+        elif run_dir is None:
+            run_dir = make_run_directory(base, run_id)
         actor = Actor.current(args["requested_by"], args["approved_by"])
         run = {
             "run_id": run_id,
@@ -158,7 +163,7 @@ class ActionModule(ActionBase):
         write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
         if summary["outcome"] == "nothing_to_do":
             return result
-        way_back = _rollback_command(summary["applied"]) or args["rollback_hint"]
+        way_back = self._way_back(name, args, summary)
         if summary["outcome"] == "announced":
             announce(
                 run["run_dir"],
@@ -185,9 +190,13 @@ class ActionModule(ActionBase):
         lines = describe(
             summary,
             report=written["report"],
-            rollback_hint=_rollback_command(summary["applied"]) or args["rollback_hint"],
+            rollback_hint=self._way_back(name, args, summary),
         )
         return {**written, "msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+
+    def _way_back(self, name: str, args: dict[str, t.Any], summary: dict[str, t.Any]) -> str:
+        """The command that takes back what was applied, on this database only."""
+        return _rollback_command(summary["applied"], None if self._alone else name) or str(args["rollback_hint"] or "")
 
 
 def _never_started() -> dict[str, t.Any]:
@@ -204,8 +213,11 @@ def _shows_json() -> bool:
     return str(shown) != "yaml"
 
 
-def _rollback_command(applied: t.Sequence[str]) -> str | None:
-    """The command as typed, with the rollback playbook beside the one that runs; None when that is not one of ours."""
+def _rollback_command(applied: t.Sequence[str], host: str | None) -> str | None:
+    """The command as typed, with the rollback playbook beside the one that runs; None when that is not one of ours.
+
+    :param host: the database this run changed, when the inventory has others, which are none of its business
+    """
     playbooks = [str(word) for word in context.CLIARGS.get("args") or ()]
     head, _separator, name = (playbooks[0] if len(playbooks) == 1 else "").rpartition("/")
     if not applied or not re.fullmatch(r"(surefoot\.dbops\.)?migrate(_006)?(\.yml)?", name):
@@ -214,6 +226,12 @@ def _rollback_command(applied: t.Sequence[str]) -> str | None:
     for inventory in context.CLIARGS.get("inventory") or ():
         # Ansible made it absolute; as short as it was typed it can be read.
         words += ["-i", os.path.relpath(inventory) if os.path.exists(inventory) else str(inventory)]
+    if host is not None:
+        words += ["--limit", host]
+    for given in context.CLIARGS.get("extra_vars") or ():
+        # Files only: a value may be a secret, and the line is kept in the report.
+        if str(given).startswith("@"):
+            words += ["-e", str(given)]
     if "_006" not in name:
         words += ["-e", f"surefoot_to={applied[0]}"]
     return " ".join(shlex.quote(word) for word in words)

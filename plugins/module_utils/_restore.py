@@ -302,6 +302,7 @@ def restore_beside(
             if on_created is not None:
                 on_created(admin)
         with work.connection(connect(options, purpose="restore", settings=settings)) as inside:
+            _template_as_recorded(inside, manifest)
             _extensions_as_recorded(inside, manifest, live=live)
         load(work, options, manifest, client, jobs=jobs, live=live, tablespaces=tablespaces)
         return compare(work, options, manifest, jobs=jobs, live=live)
@@ -369,6 +370,28 @@ def drop(server: ConnectionOptions, name: str) -> None:
     """Drop a database with the sessions in it. The caller knows that it is ours."""
     with contextlib.closing(connect(server, purpose="restore-drop", settings={"statement_timeout": "0"})) as admin:
         rows(admin, f"DROP DATABASE IF EXISTS {quote_identifier(name, admin)} WITH (FORCE)")
+
+
+def _template_as_recorded(connection: Connection, manifest: Manifest) -> None:
+    """What every new database brings along and no dump takes away: the schema public and plpgsql, where the source has
+    dropped them, and, before version 15, who owns public.
+
+    What the role may not do is left, and found by the comparison."""
+    recorded = manifest.catalog.hashes
+    owner = None
+    if connection.server_version < 150000:
+        # Only the hash is recorded, and the owner is one of the backup's roles.
+        hashed = recorded.get("owner of schema public")
+        names = rows(connection, "SELECT r, quote_ident(r) AS quoted FROM unnest(%s) AS r", (manifest.data["roles"],))
+        owner = next((name["r"] for name in names if _catalog.entry_hash(name["quoted"]) == hashed), None)
+    for wanted, statement in (
+        ("schema public" not in recorded, "DROP SCHEMA IF EXISTS public"),
+        ("extension plpgsql" not in recorded, "DROP EXTENSION IF EXISTS plpgsql"),
+        (owner is not None, f"ALTER SCHEMA public OWNER TO {quote_identifier(owner or '', connection)}"),
+    ):
+        if wanted:
+            with contextlib.suppress(SqlError):
+                rows(connection, statement)
 
 
 def _extensions_as_recorded(connection: Connection, manifest: Manifest, *, live: bool) -> None:
@@ -596,6 +619,8 @@ def _compare_catalog(connection: Connection, manifest: Manifest, result: Compari
     if not live and any(_left_out(extension) for extension in manifest.data["extensions"]):
         dead += [f"* {schema}.*" for schema in _SCHEDULERS.values()]
     patterns = [*_catalog.DATABASE_LEVEL, *_NEVER_DUMPED, *dead]
+    if manifest.data["client_version_num"] < 150000:
+        patterns.append("comment on schema public")  # an older pg_dump leaves it out
     recorded = manifest.catalog.filter(patterns)
     undumped = [item for item in manifest.data["validity"]["invalid_indexes"] if not item["dumped"]]
     for item in undumped:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import tempfile
 import typing as t
 
@@ -88,11 +89,13 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """A run that was stopped before its apply. ``backup`` is what its ``run.json`` says of the backup it took."""
+    """A run that lies in a run directory. ``backup`` is what its ``run.json`` says of the backup it took; ``used_up``
+    whether it changed its database: its records are sealed then, and nothing may join them."""
 
     directory: str
     run_id: str
     decided: bool
+    used_up: bool
     backup: Results
 
 
@@ -104,7 +107,8 @@ def begun_run(path: str) -> Begun:
     directory = os.path.abspath(os.path.dirname(path) if path.endswith(".json") else path)
     summary = read_summary(directory)
     decided = os.path.isfile(os.path.join(directory, "go.json"))
-    return Begun(directory, os.path.basename(directory), decided, summary.get("backup") or {})
+    used_up = bool(summary.get("applied") or summary.get("rolled_back"))
+    return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {})
 
 
 # The tasks of a run in their order. What the names mean, their registered results tell.
@@ -309,9 +313,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     elif summary["outcome"] == "checked" and summary["not_measured"]:
         lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
     elif summary["outcome"] == "stopped":
-        lines.append(
-            f"  To go on: the same command with -e surefoot_go={summary['run_dir']} instead of surefoot_stop_after"
-        )
+        go = shlex.quote(str(summary["run_dir"]))
+        lines.append(f"  To go on: the same command without surefoot_stop_after, but with -e surefoot_go={go}")
     for item in summary["migrations"]:
         if item.get("id") in done:
             lines.append(f"  {item['id']}: {_measures(item)}")

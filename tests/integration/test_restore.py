@@ -618,6 +618,26 @@ def test_an_empty_database_has_nothing_to_compare(other_server: PgServer, pg_ser
     remove_shadow(options_of(other_server), ShadowRequest(where="server", run_id="empty"), socket=None)
 
 
+# What pg_dump does not write, or pg_restore makes otherwise, although nothing is lost.
+ODD_SOURCES = {
+    "no schema public": ("CREATE SCHEMA app", "DROP SCHEMA public", "CREATE TABLE app.t (i int)"),
+    "no plpgsql": ("DROP EXTENSION plpgsql",),
+    "another owner of public": ("ALTER SCHEMA public OWNER TO pg_monitor", "COMMENT ON SCHEMA public IS 'ours'"),
+}
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("what", ODD_SOURCES)
+def test_what_no_restore_brings_back_by_itself_raises_no_alarm(
+    other_server: PgServer, database: Database, tmp_path: pathlib.Path, what: str
+) -> None:
+    for statement in ODD_SOURCES[what]:
+        database.query(statement)
+    outcome = on_server(other_server, back_up(database, tmp_path), run_id="odd")
+    assert outcome.comparison is not None and outcome.comparison.passed
+    remove_shadow(options_of(other_server), ShadowRequest(where="server", run_id="odd"), socket=None)
+
+
 def test_an_extension_the_server_lacks_is_named_before_anything_is_made(
     other_server: PgServer, database: Database, tmp_path: pathlib.Path
 ) -> None:

@@ -122,7 +122,8 @@ def test_no_go_stopped_and_announced_are_told_apart() -> None:
     assert "nothing in the database was touched" in describe(summary, rollback_hint="")[0]
     go = {"decision": "GO", "go": "/runs/1/go.json"}
     text = "\n".join(describe(_summary({"plan": plan, "gate": go}, stop_after="gate"), rollback_hint=""))
-    assert "GO; nothing was applied yet" in text and "-e surefoot_go=/runs/1 " in text
+    assert "GO; nothing was applied yet" in text
+    assert "without surefoot_stop_after, but with -e surefoot_go=/runs/1" in text
     assert _summary({"plan": plan}, action="announce")["outcome"] == "announced"
     assert _summary({"plan": {"pending": []}}, action="announce")["outcome"] == "nothing_to_do"
 
@@ -159,3 +160,20 @@ def test_a_stopped_run_goes_on_from_its_directory(tmp_path: pathlib.Path) -> Non
     assert begun_run(path).decided
     with pytest.raises(PlanError, match="no run lies in"):
         begun_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("summary", "used_up"),
+    [
+        ({"outcome": "stopped", "applied": [], "rolled_back": []}, False),
+        ({"outcome": "failed", "applied": [], "rolled_back": []}, False),
+        ({"outcome": "failed", "applied": ["a"], "rolled_back": []}, True),
+        ({"outcome": "succeeded", "applied": ["a"], "rolled_back": []}, True),
+        ({"outcome": "rescued", "applied": ["a"], "rolled_back": ["a"]}, True),
+    ],
+)
+def test_a_run_that_changed_its_database_is_not_continued(
+    tmp_path: pathlib.Path, summary: dict[str, t.Any], used_up: bool
+) -> None:
+    write_json(str(tmp_path), "run.json", summary)
+    assert begun_run(str(tmp_path)).used_up is used_up
