@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+import typing as t
+
+from ansible.module_utils.parsing.convert_bool import boolean
+
 from ansible_collections.surefoot.dbops.plugins.modules.postgresql_restore import argument_spec, run
+from ansible_collections.surefoot.dbops.plugins.plugin_utils._guardian import leave_guardian
 from ansible_collections.surefoot.dbops.plugins.plugin_utils._in_worker import LibraryAction
 
 
@@ -13,3 +18,11 @@ class ActionModule(LibraryAction):
 
     argument_spec = staticmethod(argument_spec)
     perform = staticmethod(run)
+
+    def _perform_here(self) -> dict[str, t.Any]:
+        result = super()._perform_here()
+        args = self._task.args
+        guarded = boolean(args.get("guard") or False, strict=False) and args.get("run_id")
+        if guarded and result.get("connection") and not self._task.check_mode:
+            leave_guardian(args, str(args["run_id"]))
+        return result

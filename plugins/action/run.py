@@ -49,8 +49,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validation, args = self.validate_argument_spec(argument_spec=argument_spec(), required_if=REQUIRED_IF)
-        name = str((task_vars or {}).get("inventory_hostname", "database"))
-        self._alone = len(((task_vars or {}).get("groups") or {}).get("databases") or ()) < 2
+        task_vars = task_vars or {}
+        name = str(task_vars.get("inventory_hostname", "database"))
+        args["phases"] = {phase: _registered(value, task_vars) for phase, value in args["phases"].items()}
+        self._alone = len((task_vars.get("groups") or {}).get("databases") or ()) < 2
         try:
             work = {"started": self._start, "judged": self._judge, "reported": self._report, "finished": self._finish}[
                 args["state"]
@@ -87,7 +89,7 @@ class ActionModule(ActionBase):
         base = os.path.join(here, args["run_base"] or "surefoot-runs")
         run_dir: str | None = None
         run_id = args["run_id"] or new_run_id()
-        begun = begun_run(os.path.join(here, args["go"])) if args["go"] else None
+        begun = begun_run(os.path.join(here, args["go"]), name) if args["go"] else None
         if begun is not None and begun.used_up and args["action"] != "sign_off":
             begun = None  # typed again after the apply, or a job launched again: a run of its own
         if begun is not None:
@@ -202,6 +204,11 @@ class ActionModule(ActionBase):
 def _never_started() -> dict[str, t.Any]:
     """The start itself failed, and said why."""
     return {"changed": False, "skipped": True, "skipped_reason": "the run did not start"}
+
+
+def _registered(value: t.Any, task_vars: t.Mapping[str, t.Any]) -> t.Any:
+    """A result, or the one registered under this name: in a template, all of it is rendered each time."""
+    return (task_vars.get(value) or {}) if isinstance(value, str) else value
 
 
 def _shows_json() -> bool:

@@ -61,7 +61,7 @@ _CHUNK = 1024 * 1024
 
 # How rows_since was found, and what it is.
 BASES = {
-    "created": "exact: a migration that is rolled back made the table, so every row was written since",
+    "created": "exact: a migration that is rolled back made the table, so what no such migration wrote came since",
     "statistics": "upper bound: rows inserted, updated and deleted since the apply, by the server's statistics",
     "all_rows": "upper bound: every row of the table; nothing was recorded after the apply",
     "absent": "exact: there is no such table",
@@ -222,10 +222,15 @@ def _measure(work: Work, plan: Plan, options: ConnectionOptions, request: LossRe
         snapshot = _first(connection, "SELECT pg_export_snapshot()")[0]
         for loss in there:
             oid, kind, made_by = _first(connection, _TABLE, (loss.table,))
-            loss.rows = loss.rows_since = _first(connection, f"SELECT count(*) FROM {_quoted(loss.table, connection)}")[
-                0
-            ]
             loss.basis = "created" if made_by in xids else "all_rows"
+            if loss.basis == "created":
+                # What the migrations wrote, applying them again writes again. A row that was frozen keeps its xmin.
+                others = "count(*) FILTER (WHERE xmin::text <> ALL (%s::text[]))"
+                counted = f"SELECT count(*), {others} FROM {_quoted(loss.table, connection)}"
+                loss.rows, loss.rows_since = _first(connection, counted, (sorted(xids),))
+            else:
+                counted = f"SELECT count(*) FROM {_quoted(loss.table, connection)}"
+                loss.rows = loss.rows_since = _first(connection, counted)[0]
             before = recorded.get((loss.table, oid))
             if loss.basis == "all_rows" and before is not None:
                 written = [now - then for now, then in zip(_writes(connection, oid), before)]

@@ -43,6 +43,13 @@ def _stat(pid: int) -> tuple[int, int] | None:
     return None if fields[0] in (b"Z", b"X") else (int(fields[1]), int(fields[19]))
 
 
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot, which tells it from a later one of the same pid; None without
+    /proc, or when it is gone."""
+    entry = _stat(pid)
+    return entry[1] if entry else None
+
+
 def _is_controller(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:

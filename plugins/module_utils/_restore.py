@@ -72,6 +72,7 @@ _RESTORE_SETTINGS = {
     "default_transaction_read_only": "off",
     "idle_session_timeout": "0",
 }
+_FILLS_VIEW = re.compile(rb"\d+; \d+ (\d+) MATERIALIZED VIEW DATA ")
 _SHOWN = 20
 _KEPT = 500
 _REMEDIES: tuple[tuple[str, str], ...] = (
@@ -222,8 +223,10 @@ def load(
     jobs: int,
     live: bool,
     tablespaces: bool,
-) -> None:
-    """Run pg_restore into the (empty) database the options name.
+) -> list[str]:
+    """Run pg_restore into the (empty) database the options name; returns a line about what was left out.
+
+    Unless it shall live, materialized views that read foreign tables stay empty: filling them would ask another server.
 
     :param live: see :func:`keeps`
     :param tablespaces: put tables where they were; else all go to the default tablespace
@@ -240,8 +243,9 @@ def load(
         work.check()
         if code != 0:
             raise _failed(code, errors)
-        with open(listing, "wb") as stream:
-            stream.writelines(line for line in lines if keeps(line.decode("utf-8", "surrogateescape"), live=live))
+        kept = [line for line in lines if keeps(line.decode("utf-8", "surrogateescape"), live=live)]
+        foreign = not live and any(table["kind"] == "f" for table in manifest.tables)
+        views = {line: found for line in kept if (found := _FILLS_VIEW.match(line))} if foreign else {}
         argv = [
             client.path("pg_restore"),
             f"--dbname={psycopg2.extensions.make_dsn(dbname=options.keywords['dbname'])}",
@@ -252,10 +256,26 @@ def load(
         ]
         argv += [] if tablespaces else ["--no-tablespaces"]
         argv += [f"--role={options.session_role}"] if options.session_role else []
-        code, errors = work.run([*argv, dump], environment)
-        work.check()
-        if code != 0:
-            raise _failed(code, errors)
+
+        def restore(chosen: t.Sequence[bytes]) -> None:
+            with open(listing, "wb") as stream:
+                stream.writelines(chosen)
+            code, errors = work.run([*argv, dump], environment)
+            work.check()
+            if code != 0:
+                raise _failed(code, errors)
+
+        restore([line for line in kept if line not in views])
+        if not views:
+            return []
+        with work.connection(connect(options, purpose="restore")) as inside:
+            remote = {(row["schema"], row["name"]) for row in rows(inside, _OVER_FOREIGN_TABLES)}
+        empty = {table["oid"]: table for table in manifest.tables if (table["schema"], table["name"]) in remote}
+        filled = [line for line, found in views.items() if int(found[1]) not in empty]
+        if filled:
+            restore(filled)
+        names = sorted(_label(e["schema"], e["name"]) for f in views.values() if (e := empty.get(int(f[1]))))
+        return [f"not filled, because they read foreign tables: {', '.join(names)}"] if names else []
 
 
 def _failed(code: int, errors: str) -> BackupError:
@@ -304,8 +324,10 @@ def restore_beside(
         with work.connection(connect(options, purpose="restore", settings=settings)) as inside:
             _template_as_recorded(inside, manifest)
             _extensions_as_recorded(inside, manifest, live=live)
-        load(work, options, manifest, client, jobs=jobs, live=live, tablespaces=tablespaces)
-        return compare(work, options, manifest, jobs=jobs, live=live)
+        left_out = load(work, options, manifest, client, jobs=jobs, live=live, tablespaces=tablespaces)
+        comparison = compare(work, options, manifest, jobs=jobs, live=live)
+        comparison.warnings += left_out
+        return comparison
     except BaseException:
         with contextlib.suppress(Exception):  # the first error is the one to tell
             drop(server, name)
@@ -525,7 +547,10 @@ def compare(
         objects = rows(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"]
         if objects != manifest.data["large_objects"]:
             result.differ("row_counts", "large objects", objects, manifest.data["large_objects"])
-        _each(work, options, measure, result, jobs=jobs, analyze=analyze, hashes=hashes)
+        remote = {(row["schema"], row["name"]) for row in rows(connection, _OVER_FOREIGN_TABLES)}
+        spread = {(row["schema"], row["name"]): row["top"] for row in rows(connection, _SPREAD_ANEW)}
+        _each(work, options, measure, result, jobs=jobs, analyze=analyze, hashes=hashes, not_analyzed=remote)
+    result.tables = _added_up(result.tables, {_label(*key): top for key, top in spread.items()})
     _summarize_tables(manifest, result)
     return result
 
@@ -535,6 +560,33 @@ SELECT n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS ki
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+"""
+
+# What reads a foreign table: views, materialized views, and the parents of one. A copy leaves the other server alone.
+_OVER_FOREIGN_TABLES = """
+WITH RECURSIVE edge(below, above) AS (
+  SELECT d.refobjid, r.ev_class FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+   WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+  UNION ALL SELECT inhrelid, inhparent FROM pg_inherits),
+over(oid) AS (SELECT oid FROM pg_class WHERE relkind = 'f' UNION SELECT above FROM edge JOIN over ON below = over.oid)
+SELECT n.nspname::text AS schema, c.relname::text AS name
+FROM over JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
+# Hash partitions by an enum: an enum's hash is that of its oid, which is another in the copy, so pg_dump has these rows
+# find their partitions anew. Below the topmost such table, only the sum over all partitions is comparable.
+_SPREAD_ANEW = """
+WITH RECURSIVE below(oid, top) AS (
+  SELECT p.partrelid, p.partrelid FROM pg_partitioned_table p
+   WHERE p.partstrat = 'h' AND EXISTS (SELECT FROM unnest(p.partclass::oid[]) AS u(oid) JOIN pg_opclass o USING (oid)
+     JOIN pg_opfamily f ON f.oid = o.opcfamily WHERE f.opfname = 'enum_ops')
+  UNION SELECT i.inhrelid, below.top FROM pg_inherits i JOIN below ON below.oid = i.inhparent)
+SELECT n.nspname::text AS schema, c.relname::text AS name,
+       (array_agg(tn.nspname || '.' || tc.relname ORDER BY (SELECT count(*) FROM pg_partition_ancestors(tc.oid))))[1]
+         AS top
+FROM below JOIN pg_class c ON c.oid = below.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class tc ON tc.oid = below.top JOIN pg_namespace tn ON tn.oid = tc.relnamespace
+WHERE c.relkind = 'r' GROUP BY 1, 2
 """
 
 
@@ -621,6 +673,9 @@ def _compare_catalog(connection: Connection, manifest: Manifest, result: Compari
     patterns = [*_catalog.DATABASE_LEVEL, *_NEVER_DUMPED, *dead]
     if manifest.data["client_version_num"] < 150000:
         patterns.append("comment on schema public")  # an older pg_dump leaves it out
+    # A child's columns come back behind its parent's, in whatever order they were added; views name their columns.
+    children = [row["name"] for row in rows(connection, _CHILDREN)]
+    patterns += [f"column order {name}" for name in children if not re.search(r"[*?]", name)]
     recorded = manifest.catalog.filter(patterns)
     undumped = [item for item in manifest.data["validity"]["invalid_indexes"] if not item["dumped"]]
     for item in undumped:
@@ -657,6 +712,13 @@ def _compare_catalog(connection: Connection, manifest: Manifest, result: Compari
     result.counts["catalog"] = {"entries": kinds.count("catalog")}
 
 
+_CHILDREN = """
+SELECT DISTINCT format('%I.%I', n.nspname, c.relname) AS name
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND NOT c.relispartition AND c.relkind IN ('r', 'f')
+JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
+
 def _place(item: t.Mapping[str, t.Any]) -> str:
     return f"{item['schema']}.{item['table']}.{item['name']}"
 
@@ -675,6 +737,7 @@ def _each(
     jobs: int,
     analyze: bool,
     hashes: bool,
+    not_analyzed: t.Collection[tuple[str, str]] = (),
 ) -> None:
     """Count, hash and ANALYZE every table, the largest first, in ``jobs`` sessions."""
     queue = sorted(tables, key=lambda table: table["bytes"] or 0)
@@ -690,7 +753,7 @@ def _each(
                         table = queue.pop()
                     work.check()
                     record = _measure(connection, table, hashes=hashes)
-                    if analyze:
+                    if analyze and (table["schema"], table["name"]) not in not_analyzed:
                         name = f"{quote_identifier(table['schema'], connection)}."
                         rows(connection, f"ANALYZE {name}{quote_identifier(table['name'], connection)}")
                     if record:
@@ -737,8 +800,29 @@ def _measure(connection: Connection, table: t.Mapping[str, t.Any], *, hashes: bo
         if exc.sqlstate != "42703":  # a column is missing
             raise
         return {**record, "rows": None, "same": False, "method": recorded["method"]}
-    same = (found["hashed"], found["high"], found["low"]) == (recorded["rows"], recorded["high"], recorded["low"])
-    return {**record, "rows": found["rows"], "same": same, "method": recorded["method"]}
+    off = [int(found[key]) - int(recorded[of]) for key, of in (("hashed", "rows"), ("high", "high"), ("low", "low"))]
+    return {**record, "rows": found["rows"], "same": not any(off), "method": recorded["method"], "off": off}
+
+
+def _added_up(tables: t.Sequence[dict[str, t.Any]], tops: t.Mapping[str, str]) -> list[dict[str, t.Any]]:
+    """The tables, with those that :data:`_SPREAD_ANEW` names as one: hashes are sums, so those of partitions add up."""
+    groups: dict[str, list[dict[str, t.Any]]] = {}
+    for table in tables:
+        groups.setdefault(tops.get(table["table"], table["table"]), []).append(table)
+    result = []
+    for name, parts in groups.items():
+        offs = [part.pop("off", None) for part in parts]
+        whole = {**parts[0], "table": name}
+        if len(parts) > 1 and all(part["rows"] is not None for part in parts):
+            alike = None not in offs and len({part["method"] for part in parts}) == 1
+            whole.update(
+                {key: sum(part[key] for part in parts) for key in ("rows", "required")},
+                same=not any(map(sum, zip(*offs))) if alike else None,
+            )
+        elif len(parts) > 1:  # a column is missing
+            whole.update(rows=None, same=False)
+        result.append(whole)
+    return result
 
 
 def _summarize_tables(manifest: Manifest, result: Comparison) -> None:

@@ -99,13 +99,18 @@ class Begun:
     backup: Results
 
 
-def begun_run(path: str) -> Begun:
+def begun_run(path: str, name: str) -> Begun:
     """The run of a run directory, or of the ``go.json`` in one.
 
-    :raises PlanError: no run lies there
+    :param name: the database as the inventory calls it
+    :raises PlanError: no run lies there, or it is of another database, whose evidence this one would spoil
     """
     directory = os.path.abspath(os.path.dirname(path) if path.endswith(".json") else path)
     summary = read_summary(directory)
+    for mine, theirs in ((name, summary.get("host")), (os.path.basename(directory), summary.get("run_id"))):
+        if theirs not in (None, mine):
+            remedy = f"Give surefoot_go the directory of a run of {name}; --limit chooses one of several databases."
+            raise PlanError(f"the run in {directory} is {theirs}, this is {mine}", remedy=remedy)
     decided = os.path.isfile(os.path.join(directory, "go.json"))
     used_up = bool(summary.get("applied") or summary.get("rolled_back"))
     return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {})

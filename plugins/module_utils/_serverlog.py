@@ -464,7 +464,7 @@ def locate(connection: Connection, path: str | None = None) -> ServerLog:
         if not allowed or data_directory is None:
             raise NotReadable(
                 "this role may not see where the server logs",
-                "GRANT pg_monitor to the role, or give path.",
+                "GRANT pg_monitor, and EXECUTE ON FUNCTION pg_current_logfile(text), to the role; or give path.",
             )
         cursor.execute("SELECT pg_catalog.pg_current_logfile(%s)", (kinds[0],))
         name = (cursor.fetchone() or (None,))[0]

@@ -83,6 +83,7 @@ options:
     description:
       - Longest time a transaction may hold a lock that blocks readers or writers of a table that existed before.
       - Over it, the transaction is rolled back; after three such attempts the task fails.
+      - With O(go), never more than the policy's is used.
     type: str
     default: 500ms
   retry:
@@ -465,7 +466,7 @@ def run(module: Invocation) -> dict[str, t.Any]:
         secrets=params["secret_variables"],
         lock_timeout=_seconds(params["lock_timeout"]),
         statement_timeout=_seconds(params["statement_timeout"]),
-        lock_budget=parse_duration(params["lock_budget"]),
+        lock_budget=_lock_budget(params),
         retry={key: value if key == "attempts" else parse_duration(value) for key, value in retry.items()},
         on_busy=params["on_busy"],
         busy_timeout=parse_duration(params["busy_timeout"]),
@@ -511,6 +512,12 @@ def _check_of_go(module: Invocation, plan: Plan) -> t.Any:
         ledger_schema=params["ledger_schema"],
         approved_by=params["approved_by"],
     )
+
+
+def _lock_budget(params: t.Mapping[str, t.Any]) -> float:
+    """Under a GO no more than the policy it was decided by allows."""
+    budget = parse_duration(params["lock_budget"])
+    return min(budget, parse_duration(resolve_policy(params["policy"])["lock_budget"])) if params["go"] else budget
 
 
 def _seconds(value: str | None) -> float | None:

@@ -131,6 +131,13 @@ options:
       - How long the shadow may live. Afterwards the next task of this module in the same place removes it.
     type: str
     default: 24h
+  guard:
+    description:
+      - Leave a process behind that removes the shadows of O(run_id) as soon as C(ansible-playbook) ends, in whatever
+        way. After Ctrl-C or a kill Ansible runs no C(always), and a shadow holds production data.
+      - Works where the task runs in the controller's own Python, and needs O(run_id); elsewhere O(expires) remains.
+    type: bool
+    default: false
   accept_loss:
     description:
       - Required to be true for O(state=swapped), because what was written since the backup is not in the copy.
@@ -462,6 +469,7 @@ def argument_spec() -> ArgumentSpec:
             "database_free_space": {"type": "str"},
             "min_free": {"type": "str", "default": "500MB"},
             "expires": {"type": "str", "default": "24h"},
+            "guard": {"type": "bool", "default": False},
             "accept_loss": {"type": "bool", "default": False},
             "max_lost_rows": {"type": "int"},
             "replacement": {"type": "str"},

@@ -103,9 +103,9 @@ options:
     type: dict
   phases:
     description:
-      - Registered results of the run's tasks, under C(plan), C(preflight), C(probes_before), C(baseline_before),
-        C(backup), C(shadow), C(rehearsal), C(baseline_shadow), C(gate), C(migration), C(verification),
-        C(probes_after), C(baseline_after), C(server_log), and C(sign_off).
+      - Registered results of the run's tasks, or the names of the variables that hold them, under C(plan),
+        C(preflight), C(probes_before), C(baseline_before), C(backup), C(shadow), C(rehearsal), C(baseline_shadow),
+        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), and C(sign_off).
     type: dict
     default: {}
   stop_after:
@@ -156,7 +156,7 @@ EXAMPLES = r"""
     run: "{{ started }}"
     complete: true
     phases:
-      migration: "{{ migration }}"
+      migration: migration
 """
 
 RETURN = r"""

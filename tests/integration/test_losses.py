@@ -143,6 +143,22 @@ def test_all_rows_of_a_table_that_the_migration_made_are_counted_exactly_and_dum
     nothing_left(applied)
 
 
+def test_rows_that_the_migrations_wrote_themselves_are_not_lost(database: Database, tmp_path: pathlib.Path) -> None:
+    plan = MigrationSet(tmp_path / "set")
+    plan.add("001", "CREATE TABLE made (id int, n int);", rollback="DROP TABLE made;", rollback_loses=["public.made"])
+    plan.add("002", "INSERT INTO made SELECT generate_series(1, 3);", rollback="DELETE FROM made;")
+    run(plan, database)
+    database.query("VACUUM FREEZE made")
+    (table,) = losses(plan, database, tmp_path, to="001")["tables"]
+    assert (table["rows"], table["rows_since"], table["basis"]) == (3, 0, "created")
+
+    database.query("UPDATE made SET n = 1 WHERE id = 1")
+    database.query("INSERT INTO made VALUES (4)")
+    (table,) = losses(plan, database, tmp_path, to="001")["tables"]
+    assert (table["rows"], table["rows_since"]) == (4, 2)
+    assert table["dump"]
+
+
 def test_the_same_in_a_block_and_in_several_steps_is_never_called_less_than_it_is(
     database: Database, tmp_path: pathlib.Path
 ) -> None:

@@ -622,6 +622,21 @@ def test_an_empty_database_has_nothing_to_compare(other_server: PgServer, pg_ser
 ODD_SOURCES = {
     "no schema public": ("CREATE SCHEMA app", "DROP SCHEMA public", "CREATE TABLE app.t (i int)"),
     "no plpgsql": ("DROP EXTENSION plpgsql",),
+    "a column added to a parent": (
+        "CREATE TABLE parent (i int)",
+        "CREATE TABLE child (own int) INHERITS (parent)",
+        "ALTER TABLE parent ADD later text",
+        "INSERT INTO child VALUES (1, 2, 'x')",
+    ),
+    "hash partitions by an enum": (
+        "CREATE TYPE kind AS ENUM ('b', 'a', 'c', 'd')",
+        "ALTER TYPE kind ADD VALUE 'z' BEFORE 'a'",
+        "CREATE TABLE spread (k kind, i int) PARTITION BY HASH (k)",
+        "CREATE TABLE spread_0 PARTITION OF spread FOR VALUES WITH (modulus 2, remainder 0)",
+        "CREATE TABLE spread_1 PARTITION OF spread FOR VALUES WITH (modulus 2, remainder 1) PARTITION BY RANGE (i)",
+        "CREATE TABLE spread_2 PARTITION OF spread_1 DEFAULT",
+        "INSERT INTO spread SELECT (enum_range(null::kind))[g % 5 + 1], g FROM generate_series(1, 100) AS g",
+    ),
     "another owner of public": ("ALTER SCHEMA public OWNER TO pg_monitor", "COMMENT ON SCHEMA public IS 'ours'"),
 }
 
@@ -633,9 +648,47 @@ def test_what_no_restore_brings_back_by_itself_raises_no_alarm(
 ) -> None:
     for statement in ODD_SOURCES[what]:
         database.query(statement)
-    outcome = on_server(other_server, back_up(database, tmp_path), run_id="odd")
+    backup = back_up(database, tmp_path)
+    outcome = on_server(other_server, backup, run_id="odd")
     assert outcome.comparison is not None and outcome.comparison.passed
+    if "by an enum" in what:
+        for change, found in (
+            ("UPDATE spread SET i = i + 1 WHERE i = 7", "content"),
+            ("DELETE FROM spread WHERE i = 7", "row_counts"),
+        ):
+            result = altered(other_server, str(outcome.database), read_manifest(backup["path"]), change)
+            assert [(item.criterion, item.object) for item in result.differences] == [(found, "public.spread")]
     remove_shadow(options_of(other_server), ShadowRequest(where="server", run_id="odd"), socket=None)
+
+
+@pytest.mark.versions
+def test_a_copy_never_reads_a_foreign_table(
+    pg_server: PgServer, other_server: PgServer, database: Database, tmp_path: pathlib.Path
+) -> None:
+    file = pathlib.Path(pg_server.data_dir) / f"{uuid.uuid4().hex}.txt"
+    file.write_text("1\n", encoding="ascii")
+    file.chmod(0o644)
+    for statement in (
+        "CREATE EXTENSION file_fdw",
+        "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
+        "CREATE TABLE parted (i int) PARTITION BY RANGE (i)",
+        "CREATE TABLE here PARTITION OF parted FOR VALUES FROM (5) TO (9)",
+        "CREATE FOREIGN TABLE away PARTITION OF parted FOR VALUES FROM (0) TO (5)"
+        f" SERVER files OPTIONS (filename '{file}')",
+        "INSERT INTO parted VALUES (6)",
+        "CREATE MATERIALIZED VIEW copied AS SELECT * FROM parted",
+        "CREATE MATERIALIZED VIEW twice AS SELECT * FROM copied",
+        "CREATE MATERIALIZED VIEW own AS SELECT * FROM here",
+    ):
+        database.query(statement)
+    backup = back_up(database, tmp_path)
+    file.unlink()  # whoever reads the foreign table now fails
+    outcome = on_server(other_server, backup, run_id="foreign")
+    assert outcome.comparison is not None and outcome.comparison.passed
+    assert outcome.warnings[-1] == "not filled, because they read foreign tables: public.copied, public.twice"
+    shadow = other_server.params(str(outcome.database))
+    assert query(shadow, "SELECT relname FROM pg_class WHERE relkind = 'm' AND relispopulated") == [("own",)]
+    remove_shadow(options_of(other_server), ShadowRequest(where="server", run_id="foreign"), socket=None)
 
 
 def test_an_extension_the_server_lacks_is_named_before_anything_is_made(

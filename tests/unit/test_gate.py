@@ -32,6 +32,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     read_key,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import parse_time, resolve_policy
+from ansible_collections.surefoot.dbops.plugins.modules.postgresql_migration import _lock_budget
 
 NOW = parse_time("2026-11-22T02:30:00Z", "now")
 NO_INCIDENT = {
@@ -296,6 +297,13 @@ def test_a_backup_of_tomorrow_is_no_young_one() -> None:
     backup = {"created": (NOW + datetime.timedelta(days=1)).isoformat(), "run_id": "a"}
     problem = backup_age_problem(backup, resolve_policy({"backup_max_age": "2h"}), "b", NOW)
     assert "from the future" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("go", "given", "holds"), [("go.json", "1h", 0.2), ("go.json", "100ms", 0.1), (None, "1h", 3600.0)]
+)
+def test_under_a_go_the_policy_bounds_the_lock_budget(go: str | None, given: str, holds: float) -> None:
+    assert _lock_budget({"go": go, "lock_budget": given, "policy": {"lock_budget": "200ms"}}) == holds
 
 
 # --- what is read and written

@@ -154,12 +154,12 @@ def test_what_keeps_a_run_from_its_sign_off_is_named() -> None:
 def test_a_stopped_run_goes_on_from_its_directory(tmp_path: pathlib.Path) -> None:
     run_dir = str(tmp_path / "r1")
     write_json(run_dir, "run.json", {"backup": {"path": "/b/1", "manifest_sha256": "00ff"}})
-    found = begun_run(run_dir)
+    found = begun_run(run_dir, "db")
     assert (found.run_id, found.decided, found.backup["path"]) == ("r1", False, "/b/1")
     path = write_json(run_dir, "go.json", {})
-    assert begun_run(path).decided
+    assert begun_run(path, "db").decided
     with pytest.raises(PlanError, match="no run lies in"):
-        begun_run(str(tmp_path))
+        begun_run(str(tmp_path), "db")
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,17 @@ def test_a_run_that_changed_its_database_is_not_continued(
     tmp_path: pathlib.Path, summary: dict[str, t.Any], used_up: bool
 ) -> None:
     write_json(str(tmp_path), "run.json", summary)
-    assert begun_run(str(tmp_path)).used_up is used_up
+    assert begun_run(str(tmp_path), "db").used_up is used_up
+
+
+@pytest.mark.parametrize("other", [{"host": "staging"}, {"run_id": "run-1"}])
+def test_the_run_of_another_database_and_a_copy_are_not_continued(
+    tmp_path: pathlib.Path, other: dict[str, t.Any]
+) -> None:
+    run_dir = str(tmp_path / "run-2")
+    summary = {"host": "db", "run_id": "run-2", "outcome": "stopped"}
+    write_json(run_dir, "run.json", summary)
+    assert begun_run(run_dir, "db").run_id == "run-2"
+    write_json(run_dir, "run.json", {**summary, **other})
+    with pytest.raises(PlanError, match=next(iter(other.values()))):
+        begun_run(run_dir, "db")
