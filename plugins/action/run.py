@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record, utc_now
+from ansible_collections.surefoot.dbops.plugins.module_utils._gate import check_statements
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._messages import announce, check_notice
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import load_plan
@@ -65,6 +67,12 @@ class ActionModule(ActionBase):
     def _start(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         policy = resolve_policy(args["policy"], args["policy_overrides"])
         check_notice(args["notice"])
+        # They need no measurement: better now than behind a backup and a rehearsal.
+        check_statements(policy, args["attestations"], datetime.datetime.now(datetime.timezone.utc))
+        if args["action"] == "sign_off" and not args["go"]:
+            raise PlanError(
+                "nothing says which run is to be signed off", remedy="Give its run directory: -e surefoot_go=DIRECTORY."
+            )
         if policy["backup"] == "required" and not args["backup"]:
             raise PlanError(
                 "surefoot_backup is false, but the policy requires a backup",

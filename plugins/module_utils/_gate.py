@@ -245,6 +245,15 @@ def _ids(value: t.Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else []
 
 
+def check_statements(policy: t.Mapping[str, t.Any], attestations: t.Any, now: datetime.datetime) -> None:
+    """What a policy waives and what persons say, held against the criteria before anything is measured.
+
+    :raises PlanError: an expired waiver, an attestation that is none, or a name that no criterion has
+    """
+    _valid_waivers(policy, now)
+    parse_attestations(attestations, now)
+
+
 def parse_attestations(given: t.Any, now: datetime.datetime) -> dict[str, dict[str, t.Any]]:
     """Criterion -> its attestation, with ``valid`` and, when it is not, ``why``.
 

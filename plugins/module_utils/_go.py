@@ -147,7 +147,8 @@ def backup_evidence(
     now: datetime.datetime,
 ) -> list[Evidence]:
     """Whether the backup is young enough, of this very database, the one that was verified, and of today's catalog."""
-    problem = backup_age_problem(_backup_facts(manifest), policy, run_id, now)
+    facts = _backup_facts(manifest)
+    problem = backup_age_problem(facts, policy, run_id, now) or _left_lying(facts, policy, now)
     age = human_duration(max(0.0, (now - parse_time(manifest.data["created"], "created")).total_seconds()))
     demand = "taken by this run" if parse_duration(policy["backup_max_age"]) == 0 else f"at most {_max_age(policy)} old"
     database = manifest.data["database"]
@@ -209,6 +210,17 @@ def _backup_facts(manifest: Manifest) -> dict[str, t.Any]:
         "created": manifest.data["created"],
         "run_id": manifest.data["run_id"],
     }
+
+
+def _left_lying(backup: t.Mapping[str, t.Any], policy: t.Mapping[str, t.Any], now: datetime.datetime) -> str | None:
+    """A policy that wants a new backup for every run means no run that was stopped for a week after taking it."""
+    age = (now - parse_time(backup["created"], "created")).total_seconds()
+    if parse_duration(policy["backup_max_age"]) > 0 or age <= parse_duration(policy["go_max_age"]):
+        return None
+    return (
+        f"the backup of this run is {human_duration(age)} old, and the decision may come go_max_age"
+        f" ({policy['go_max_age']}) after it where backup_max_age is 0s"
+    )
 
 
 def backup_age_problem(

@@ -204,6 +204,7 @@ def summarize(
         "decision": phases["gate"].get("decision"),
         "go": phases["gate"].get("go"),
         "not_measured": _names(phases["gate"].get("missing")),
+        "only_people": _only_people(phases["gate"]),
         "applied": list(migration.get("applied") or []),
         "rolled_back": list(migration.get("rolled_back") or []) + rescued,
         "pending": list((migration or phases["plan"]).get("pending") or []),
@@ -252,6 +253,13 @@ def sign_off_of(result: Results) -> dict[str, t.Any] | None:
         return None
     opened = _names(result.get("failures")) + _names(result.get("missing"))
     return {"decision": result.get("decision"), "open": opened}
+
+
+def _only_people(gate: Results) -> bool:
+    """Whether all that stands in the way is for people to say or for the clock: no measurement would change it."""
+    opened = _names(gate.get("failures")) + _names(gate.get("missing"))
+    people = ("attestation.", "gate.approvals", "gate.window", "gate.notified_24h")
+    return bool(opened) and all(name.startswith(people) for name in opened)
 
 
 def _names(lines: t.Any) -> list[str]:
@@ -315,6 +323,9 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
         if summary["not_rolled_back"]:
             lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
             lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
+    elif summary["outcome"] == "no_go" and summary["run_dir"] and summary["only_people"]:
+        go = shlex.quote(str(summary["run_dir"]))
+        lines.append(f"  To decide again on the same backup and rehearsal: the same command with -e surefoot_go={go}")
     elif summary["outcome"] == "checked" and summary["not_measured"]:
         lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
     elif summary["outcome"] == "stopped":

@@ -128,6 +128,11 @@ options:
     description: The command that takes back what was applied, for the closing lines.
     type: str
     default: ""
+  attestations:
+    description: What persons say, as of M(surefoot.dbops.postgresql_gate). Only checked for being complete.
+    type: list
+    elements: dict
+    default: []
   notice:
     description:
       - What the messages say of the time, the contact, the controls, and who owns which phase.
@@ -301,6 +306,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "rescue": {"type": "dict", "default": {}},
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
+        "attestations": {"type": "list", "elements": "dict", "default": []},
         "notice": {"type": "dict", "default": {}},
     }
 

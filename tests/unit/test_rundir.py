@@ -190,3 +190,11 @@ def test_the_run_of_another_database_and_a_copy_are_not_continued(
     write_json(run_dir, "run.json", {**summary, **other})
     with pytest.raises(PlanError, match=next(iter(other.values()))):
         begun_run(run_dir, "db")
+
+
+def test_a_no_go_that_people_can_mend_says_how_to_decide_again() -> None:
+    gate = {"decision": "NO-GO", "msg": ["NO-GO"], "failures": [], "missing": ["gate.approvals: nobody"]}
+    again = "  To decide again on the same backup and rehearsal: the same command with -e surefoot_go=/runs/1"
+    assert again in describe(_summary({"plan": {}, "gate": gate}, finished=False), rollback_hint="")
+    gate["failures"] = ["rehearsal.deploy: measured 1, required 2"]
+    assert again not in describe(_summary({"plan": {}, "gate": gate}, finished=False), rollback_hint="")
