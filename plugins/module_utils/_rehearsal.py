@@ -83,17 +83,18 @@ SELECT r.rolname, pg_catalog.concat_ws(' ', r.rolsuper, r.rolinherit, r.rolcreat
 FROM pg_catalog.pg_roles r
 """
 # Tables and sequences of an extension too: a migration can change their rows. Leaf tables only: partitions hold the
-# rows. ``belongs_to`` is the table of a sequence.
+# rows. ``belongs_to`` is what is lost with it: the table of a sequence, and the tables that either is a partition of.
 _RELATIONS = """
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
        CASE WHEN c.relkind = 'S' THEN 0 ELSE pg_catalog.pg_table_size(c.oid) END AS bytes,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
              AND NOT a.attisdropped ORDER BY a.attname COLLATE "C") AS columns,
-       (SELECT tn.nspname || '.' || t.relname FROM pg_catalog.pg_depend d
-        JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
-        JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
-        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')
-          AND d.refclassid = 'pg_catalog.pg_class'::regclass AND c.relkind = 'S' LIMIT 1) AS belongs_to
+       ARRAY(SELECT tn.nspname || '.' || t.relname FROM (SELECT d.refobjid AS oid FROM pg_catalog.pg_depend d
+             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')
+               AND d.refclassid = 'pg_catalog.pg_class'::regclass AND c.relkind = 'S' UNION SELECT c.oid) AS o,
+             LATERAL (SELECT o.oid UNION SELECT relid FROM pg_catalog.pg_partition_ancestors(o.oid)) AS whole(oid)
+             JOIN pg_catalog.pg_class t ON t.oid = whole.oid
+             JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace) AS belongs_to
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'S') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
   AND n.nspname <> 'information_schema' AND n.nspname <> %s
@@ -143,8 +144,9 @@ class Content:
 
     tables: t.Mapping[str, t.Mapping[str, t.Any]]
     sequences: t.Mapping[str, tuple[int, bool]]
-    owners: t.Mapping[str, str]  # of a sequence: its table
     sizes: t.Mapping[str, tuple[int, int]]  # bytes and rows
+    belongs_to: t.Mapping[str, t.Collection[str]]  # itself, its table, what it is a partition of
+    quoted: t.Mapping[str, str]  # as SQL spells the name
 
 
 @dataclasses.dataclass
@@ -588,12 +590,9 @@ class Rehearsal:
         proof.catalog = diff(before, self._catalog(session))
         lost = {".".join(split_qualified(name)) for migration in tail for name in migration.rollback_loses}
         after = self._content(session)
-        tables = {name: value for name, value in content.tables.items() if name not in lost}
-        sequences = {
-            name: value
-            for name, value in content.sequences.items()
-            if name not in lost and content.owners.get(name) not in lost
-        }
+        gone = {name for name, wholes in content.belongs_to.items() if not lost.isdisjoint(wholes)}
+        tables = {name: value for name, value in content.tables.items() if name not in gone}
+        sequences = {name: value for name, value in content.sequences.items() if name not in gone}
         kept_out = (content.tables.keys() | content.sequences.keys()) - tables.keys() - sequences.keys()
         proof.left_out = sorted(kept_out)
         proof.compared = (len(tables), sum(int(value["rows"]) for value in tables.values()), len(sequences))
@@ -623,9 +622,8 @@ class Rehearsal:
             for name in moved:
                 if name in content.sequences:
                     value, called = content.sequences[name]
-                    schema, _dot, sequence = name.partition(".")
-                    quoted = f"{quote_identifier(schema, session)}.{quote_identifier(sequence, session)}"
-                    cursor.execute("SELECT pg_catalog.setval(%s::regclass, %s, %s)", (quoted, value, called))
+                    arguments = (content.quoted[name], value, called)
+                    cursor.execute("SELECT pg_catalog.setval(%s::regclass, %s, %s)", arguments)
             cursor.execute("COMMIT")
         for phase in ("redeploy", "rollback"):
             done = self._pass(phase, tail, verify=False, traced=False)
@@ -646,24 +644,24 @@ class Rehearsal:
             relations = cursor.fetchall()
             hashes: dict[str, dict[str, t.Any]] = {}
             sequences: dict[str, tuple[int, bool]] = {}
-            owners: dict[str, str] = {}
+            belongs: dict[str, list[str]] = {}
+            spelled: dict[str, str] = {}
             sizes: dict[str, tuple[int, int]] = {}
             for schema, name, kind, size, columns, belongs_to in relations:
                 self._go_on()
                 label = f"{schema}.{name}"
                 quoted = f"{quote_identifier(schema, session)}.{quote_identifier(name, session)}"
+                belongs[label], spelled[label] = belongs_to, quoted
                 if kind == "S":
                     cursor.execute(f"SELECT last_value, is_called FROM {quoted}")
                     value, called = cursor.fetchone() or (0, False)
                     sequences[label] = (int(value), bool(called))
-                    if belongs_to:
-                        owners[label] = belongs_to
                 elif tables:
                     cursor.execute(hash_statement(quoted, columns, (), modulus=None, connection=session))
                     names = [column.name for column in cursor.description or ()]
                     hashes[label] = dict(zip(names, cursor.fetchone() or ()))
                     sizes[label] = (int(size), int(hashes[label]["rows"]))
-        return Content(hashes, sequences, owners, sizes)
+        return Content(hashes, sequences, sizes, belongs, spelled)
 
     @staticmethod
     def _roles(session: Connection) -> dict[str, str]:

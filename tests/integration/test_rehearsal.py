@@ -230,6 +230,33 @@ def test_what_the_plan_says_is_lost_is_not_compared(plan: MigrationSet, shadow: 
     assert results["rollback_proof"]["left_out"] == ["app.notes", "app.numbers"]
 
 
+def test_of_a_lost_partitioned_table_its_partitions_and_their_sequences_are_lost(
+    plan: MigrationSet, shadow: Database
+) -> None:
+    for statement in (
+        "CREATE TABLE app.log (i int, t text) PARTITION BY RANGE (i)",
+        "CREATE TABLE app.log_1 PARTITION OF app.log FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (i)",
+        "CREATE TABLE app.log_2 PARTITION OF app.log_1 DEFAULT",
+        "CREATE SEQUENCE app.log_numbers OWNED BY app.log_2.i",
+        "INSERT INTO app.log VALUES (1, 'x')",
+    ):
+        shadow.query(statement)
+    text = "DELETE FROM app.log; SELECT nextval('app.log_numbers');"
+    plan.add("001_clears", text, rollback="SELECT 1;", rollback_loses=["app.log"])
+    results = perform(plan, shadow)
+    assert evidence(results, "rollback_data")["verdict"] == "pass"
+    assert results["rollback_proof"]["left_out"] == ["app.log_2", "app.log_numbers"]
+
+
+def test_a_sequence_with_an_odd_name_is_put_back_too(plan: MigrationSet, shadow: Database) -> None:
+    shadow.query('CREATE SCHEMA "s.d"; CREATE SEQUENCE "s.d"."N.o"')
+    check = {"name": "moves", "query": """SELECT nextval('"s.d"."N.o"') > 0""", "expect": {"scalar": True}}
+    plan.add("001_new", "CREATE TABLE app.t (i int);", rollback="DROP TABLE app.t;", verify=[check])
+    results = perform(plan, shadow)
+    assert evidence(results, "rollback_data")["verdict"] == "pass"
+    assert results["rollback_proof"]["sequences_moved_by_checks"] == ["s.d.N.o"]
+
+
 def test_a_second_deployment_that_ends_differently_is_found(plan: MigrationSet, shadow: Database) -> None:
     # Whether the index is made depends on something the rollback leaves behind: a sequence it says it loses.
     plan.add(
