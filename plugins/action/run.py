@@ -170,7 +170,10 @@ class ActionModule(ActionBase):
         if not run.get("run_dir"):
             return result
         kept = {**{key: run.get(key) for key in ("run_id", "policy", "started", "actor")}, "finished": utc_now()}
-        write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
+        try:
+            write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
+        except SurefootError as exc:  # what the run did stands, and is said before this fails the run
+            return {**result, "report": f"none: {exc}", "unwritten": True}
         if summary["outcome"] == "nothing_to_do":
             return result
         way_back = self._way_back(name, args, summary)
@@ -196,13 +199,15 @@ class ActionModule(ActionBase):
         written = self._report(name, args)
         if "wrote" not in written:
             return written
+        failed = bool(written.pop("unwritten", False))
         summary = self._summary(name, args)
         lines = describe(
             summary,
             report=written["report"],
             rollback_hint=self._way_back(name, args, summary),
         )
-        return {**written, "msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+        shown = {"msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
+        return {**written, **shown, **({"failed": True} if failed else {})}
 
     def _way_back(self, name: str, args: dict[str, t.Any], summary: dict[str, t.Any]) -> str:
         """The command that takes back what was applied, on this database only."""

@@ -527,6 +527,7 @@ class Relation:
 
 # pg_dump leaves out temporary objects, and schemas named pg_* and information_schema. The privilege functions return
 # NULL for what was dropped this moment. Row security of a partitioned table does not matter: its partitions are dumped.
+# A standby has no rows of unlogged tables, and pg_dump asks it for none.
 _RELATIONS = """
 SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
        c.relpersistence::text AS persistence,
@@ -535,7 +536,8 @@ SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
          ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
        c.relkind = 'r' AND row_security_active(c.oid) AS hidden_rows,
        e.extname::text AS extension,
-       CASE WHEN c.relkind <> 'r' THEN 'none' WHEN e.oid IS NULL THEN 'all' WHEN f.condition IS NULL THEN 'none'
+       CASE WHEN c.relkind <> 'r' OR c.relpersistence = 'u' AND pg_is_in_recovery() THEN 'none'
+            WHEN e.oid IS NULL THEN 'all' WHEN f.condition IS NULL THEN 'none'
             WHEN f.condition = '' THEN 'all' ELSE 'filtered' END AS data,
        c.relispopulated AS populated,
        CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_table_size(c.oid), 0) ELSE 0 END AS size,
@@ -1556,6 +1558,11 @@ def _take(
         if request.max_age is not None and _reuse(work, dest, database, request, outcome):
             return
         _refuse_invisible(relations, database["taken_as"])
+        unlogged = [
+            r.label for r in relations if (r.kind, r.persistence, r.data) == ("r", "u", "none") and not r.extension
+        ]
+        if unlogged:
+            outcome.warnings.append(f"a standby has no rows of unlogged tables: {_some(unlogged)} will be empty")
         room = _require_room(dest, relations, compression != "none", request.min_free)
     outcome.changed = True
     if check_mode:

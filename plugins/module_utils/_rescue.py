@@ -95,6 +95,8 @@ class Judgement:
         if not self.failures:
             return "Nothing failed."
         worst = max(self.failures, key=lambda failure: _SEVERITIES.index(failure.severity))
+        if all(failure.kind == REFUSED for failure in self.failures):
+            return f"Nothing was applied: {worst.reason}"
         more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
         return f"{worst.severity} {worst.kind}: {worst.reason}{more}. {_WHAT_NOW[self.decision]}"
 
@@ -164,7 +166,9 @@ def _of_migration(result: Results) -> t.Iterator[Failure]:
     elif error.get("sqlstate") in _LIMITS:
         yield Failure("lock_budget_exceeded", message)
     else:
-        yield Failure(_CLASS_OF_CODE.get(str(error.get("code")), UNCLEAR), message)
+        kind = _CLASS_OF_CODE.get(str(error.get("code")), UNCLEAR)
+        remedy = f". {error['remedy']}" if kind == REFUSED and error.get("remedy") else ""
+        yield Failure(kind, message + remedy)
 
 
 def _place(error: Results) -> str:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMP
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
 SUMMARY_FILE = "run.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _VERBS = {
     "migrate": "applied",
@@ -81,9 +83,8 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
             stream.write("\n")
         os.replace(temporary, path)
     except OSError as exc:
-        raise EnvironmentProblem(
-            f"cannot write {path}: {exc.strerror}", remedy="Make the run directory writable."
-        ) from exc
+        remedy = "Make room on its disk." if exc.errno in _FULL else "Make the run directory writable."
+        raise EnvironmentProblem(f"cannot write {path}: {exc.strerror}", remedy=remedy) from exc
     return path
 
 
@@ -251,6 +252,8 @@ def read_summary(run_dir: str) -> dict[str, t.Any]:
 def sign_off_of(result: Results) -> dict[str, t.Any] | None:
     if not result:
         return None
+    if not result.get("decision"):
+        return {"decision": None, "open": [f"the criteria, which could not be judged ({result.get('msg')})"]}
     opened = _names(result.get("failures")) + _names(result.get("missing"))
     return {"decision": result.get("decision"), "open": opened}
 

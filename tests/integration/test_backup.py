@@ -39,7 +39,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
     take_backup,
     verify_backup,
 )
-from ansible_collections.surefoot.dbops.tests.support.pgserver import temporary_database
+from ansible_collections.surefoot.dbops.tests.support.pgserver import Database, temporary_database
+from ansible_collections.surefoot.dbops.tests.support.standby import running_standby
 
 RUNNER = """
 import json, os, sys
@@ -393,6 +394,17 @@ def test_every_compression_the_client_offers_can_be_read_back(filled, tmp_path, 
     assert chosen.startswith(wanted.split(":")[0]) or (wanted == "auto" and chosen.endswith(":1"))
     verified = next(item for item in outcome.evidence if item.criterion == "backup.verified")
     assert verified.measured["rows"] == 3010
+
+
+def test_a_standby_has_no_rows_of_unlogged_tables_and_the_backup_says_so(pg_server, database, tmp_path):
+    database.query("CREATE TABLE kept AS SELECT 1 AS i")
+    database.query("CREATE UNLOGGED TABLE cache AS SELECT 1 AS i")
+    with running_standby(pg_server) as standby:
+        outcome = take_backup(connection_of(Database(database.name, standby)), request_for(tmp_path))
+    assert outcome.warnings == ["a standby has no rows of unlogged tables: public.cache will be empty"]
+    assert verdicts(outcome)["backup.verified"] == "pass"
+    recorded = {table["name"]: (table["data"], table["rows"]) for table in read_manifest(outcome.backup["path"]).tables}
+    assert recorded == {"kept": ("all", 1), "cache": ("none", None)}
 
 
 def test_an_empty_database_has_a_backup_without_tables(database, tmp_path):

@@ -472,14 +472,16 @@ def test_data_is_not_drift(plan: MigrationSet, database: Database) -> None:
 # --- files
 
 
-def test_file_changed_between_validation_and_execution_is_refused(plan: MigrationSet, database: Database) -> None:
+def test_small_file_changed_after_validation_runs_as_it_was_validated(plan: MigrationSet, database: Database) -> None:
     plan.add("001", "SELECT pg_sleep(0.7);").add("002", "CREATE TABLE a(i int);")
     job = Background(lambda: run(plan, database))
     wait_until(lambda: worker_running(database, "pg_sleep"), "it sleeps")
     plan.file("002.sql", "CREATE TABLE a(i int); CREATE TABLE b(i int);")
-    with pytest.raises(SqlTextError, match="changed"):
-        job.result()
-    assert not exists(database, "a") and applied(database) == ["001"]
+    assert job.result()["applied"] == ["001", "002"]
+    assert exists(database, "a") and not exists(database, "b")
+    kept = database.query("SELECT executed_text FROM surefoot.attempts WHERE migration_id = '002'")
+    assert kept == [("CREATE TABLE a(i int);",)]
+    assert "002" in str(fails(DriftError, plan, database))  # the next run sees that the file is another one
 
 
 def test_large_file_changed_while_it_runs_is_not_committed(plan: MigrationSet, database: Database) -> None:

@@ -106,3 +106,10 @@ def test_records_that_nobody_could_measure_are_no_failure_of_the_matrix() -> Non
 def test_a_comparison_that_failed_to_run_is_judged() -> None:
     found = judge(migration=APPLIED, verification={}, compared=[{"failed": True, "msg": "no such file"}])
     assert found.failures[0].kind == "verification_failed"
+
+
+def test_a_refusal_says_what_to_do_and_not_what_stays() -> None:
+    migration = {**_failed("stale_go"), "applied": []}
+    migration["error"]["remedy"] = "Let the gate decide again."
+    line = judge(migration=migration, verification={}).line
+    assert line == "Nothing was applied: it broke. Let the gate decide again."

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
 import stat
 import typing as t
@@ -126,6 +128,26 @@ def test_no_go_stopped_and_announced_are_told_apart() -> None:
     assert "without surefoot_stop_after, but with -e surefoot_go=/runs/1" in text
     assert _summary({"plan": plan}, action="announce")["outcome"] == "announced"
     assert _summary({"plan": {"pending": []}}, action="announce")["outcome"] == "nothing_to_do"
+
+
+def test_success_criteria_that_could_not_be_judged_are_not_signed_off() -> None:
+    results = {
+        "plan": {"pending": ["a"]},
+        "migration": {"applied": ["a"]},
+        "sign_off": {"failed": True, "msg": "cannot write gate.json: No space left on device"},
+    }
+    text = "\n".join(describe(_summary(results), rollback_hint="undo"))
+    assert "1 migration applied" in text and text.endswith("To roll back: undo")
+    assert "Not signed off" in text and "No space left on device" in text
+
+
+def test_a_full_disk_is_named_with_its_own_remedy(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_names: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(EnvironmentProblem, match="No space left on device. Make room"):
+        write_json(str(tmp_path), "run.json", {})
 
 
 def test_a_rescue_is_told_from_a_rescue_that_failed() -> None:
