@@ -483,7 +483,7 @@ class _Embedded:
                     self._login = inside.login
             finally:
                 if comparison is None or not comparison.passed:
-                    with contextlib.suppress(SurefootError):
+                    with contextlib.suppress(SurefootError), _removing():
                         server.remove()
         return comparison
 
@@ -497,6 +497,10 @@ class _Embedded:
         :raises PlanError: the socket is not of a shadow
         """
         named = os.path.dirname(os.path.abspath(socket)) if socket else None
+        with contextlib.nullcontext() if check else _removing():
+            return self._remove(named, target=target, run_id=run_id, check=check)
+
+    def _remove(self, named: str | None, *, target: str | None, run_id: str | None, check: bool) -> list[str]:
         removed = []
         homes = dict(_homes())
         if named and os.path.lexists(named) and named not in homes:
@@ -543,6 +547,24 @@ def _homes() -> t.Iterator[tuple[str, dict[str, t.Any]]]:
                 state = json.load(stream)
             if isinstance(state, dict) and "data_dir" in state:
                 yield home, state
+
+
+@contextlib.contextmanager
+def _removing() -> t.Iterator[None]:
+    """One removal of clusters at a time: two that meet in one directory fail both.
+
+    :raises EnvironmentProblem: the lock cannot be had
+    """
+    path = os.path.join(os.path.dirname(default_home("/shadow")), f"surefoot-{os.geteuid()}-shadows.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise EnvironmentProblem(f"cannot write {path}: {exc.strerror}", remedy="Remove it: it is nobody's.") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _being_built(home: str) -> bool:

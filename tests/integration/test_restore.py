@@ -900,6 +900,22 @@ def test_a_cluster_whose_maker_was_killed_is_removed(slow_backup: dict[str, t.An
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_two_tasks_that_find_the_same_dead_cluster_do_not_disturb_each_other() -> None:
+    home = pathlib.Path(default_home(f"/shadow/{uuid.uuid4().hex}"))
+    home.mkdir(mode=0o700)
+    # Enough of a cluster that its removal takes a while.
+    for number in range(200):
+        (home / f"d{number}").mkdir()
+        for file in range(50):
+            (home / f"d{number}" / str(file)).touch()
+    state = {"run_id": "dead", "database": "x", "data_dir": str(home / "data"), "state": "building"}
+    (home / "shadow.json").write_text(json.dumps(state), encoding="ascii")
+    tasks = [start_module({"state": "absent", "run_id": f"another-{number}"}) for number in range(3)]
+    results = [json.loads(task.communicate(timeout=60)[0]) for task in tasks]
+    assert [result.get("msg") for result in results] == [None] * 3
+    assert not home.exists()
+
+
 def test_a_backup_that_does_not_exist_is_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackupError, match="cannot read"):
         make_shadow(None, ShadowRequest(backup=str(tmp_path / "none"), manifest_sha256="0" * 64))
