@@ -38,12 +38,30 @@ MIGRATIONS_006 = (
 )
 
 
+CALLBACKS = pathlib.Path(__file__).parent / "callbacks"
+# Actions that run no module: they decide, remember or speak, in the process of ansible-playbook.
+NO_MODULE = re.compile(
+    r"surefoot\.dbops\.run|ansible\.(builtin|legacy)\.(assert|debug|fail|set_fact|(include|import)_\w+|meta|validate_argument_spec)"
+)
+
+
 @dataclasses.dataclass
 class Outcome:
-    """What a command printed, and how it ended."""
+    """What a command printed, how it ended, and what tasks it ran: the action of each, and whether it changed."""
 
     returncode: int
     output: str
+    tasks: list[tuple[str, bool]]
+
+    @property
+    def module_tasks(self) -> list[str]:
+        """Modules that were executed, in order."""
+        return [action for action, _changed in self.tasks if not NO_MODULE.fullmatch(action)]
+
+    @property
+    def changing(self) -> list[str]:
+        """Those of this collection that changed something, in order, by their short names."""
+        return [action.rpartition(".")[2] for action, changed in self.tasks if changed]
 
     @property
     def errors(self) -> list[str]:
@@ -76,7 +94,15 @@ class Workplace:
 
     def run(self, *words: str, env: t.Mapping[str, str | None] | None = None) -> Outcome:
         """A command as typed here. A variable of ``env`` that is None is unset."""
-        environment = {**self.environment, "PWD": str(self.directory)}
+        noted = self.directory.with_name(self.directory.name + ".tasks")
+        noted.write_text("", encoding="utf-8")
+        environment = {
+            **self.environment,
+            "PWD": str(self.directory),
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+            "ANSIBLE_CALLBACKS_ENABLED": "tasks_run",
+            "TASKS_RUN": str(noted),
+        }
         for name, value in (env or {}).items():
             environment.pop(name, None)
             if value is not None:
@@ -92,7 +118,8 @@ class Workplace:
             timeout=300,
             check=False,
         )
-        return Outcome(done.returncode, done.stdout)
+        tasks = [json.loads(line) for line in noted.read_text(encoding="utf-8").splitlines()]
+        return Outcome(done.returncode, done.stdout, [(task["action"], task["changed"]) for task in tasks])
 
     def playbook(self, *words: str, env: t.Mapping[str, str | None] | None = None) -> Outcome:
         """``ansible-playbook`` as typed here."""

@@ -10,7 +10,12 @@ import pathlib
 import stat
 import typing as t
 
-from .conftest import MIGRATIONS_006, Platform, Workplace
+import yaml
+
+from .conftest import MIGRATIONS_006, UNPROVEN, Platform, Workplace
+
+# For tests that are not about the proofs.
+WITHOUT_PROOFS = ("-e", json.dumps({"surefoot_policy_overrides": UNPROVEN}))
 
 
 def _searched(project: Workplace, platform: Platform) -> dict[str, str]:
@@ -27,6 +32,14 @@ def _searched(project: Workplace, platform: Platform) -> dict[str, str]:
     return {**texts, "ledger": platform.ledger_text(), "server log": server_log, "pg_stat_statements": statements[0]}
 
 
+def assert_source_documents_rollback_verification(platform: Platform) -> None:
+    """0 policies, 0 tables with row level security, no table databases."""
+    count = "SELECT count(*) FROM pg_policies WHERE schemaname = 'platform'"
+    assert platform.database.scalar(count) == 0
+    assert platform.database.scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'platform' AND rowsecurity") == 0
+    assert platform.database.scalar("SELECT to_regclass('platform.databases')") is None
+
+
 def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) -> None:
     env = platform.environment
     seen = []
@@ -36,32 +49,47 @@ def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) ->
     assert checked.returncode == 0, checked.output
     assert "CREATE TABLE platform.databases" in checked.output
     assert all(name in checked.summary() for name in MIGRATIONS_006)
+    assert "rehearsal.rollback_catalog" in checked.summary(), "what would still have to be measured"
     assert platform.applied() == []
     assert not (project.directory / "surefoot-runs").exists(), "check mode writes nothing"
 
     first = project.playbook("migrate_006.yml", "-i", "prod", "-vvv", env=env)
     seen.append(first.output)
     assert first.returncode == 0, first.output
-    assert first.changed == 2, "the backup and the migration"
     assert platform.applied() == list(MIGRATIONS_006)
     (run,) = project.run_directories()
-    summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    summary = project.last_run()
     assert summary["outcome"] == "succeeded"
     assert summary["applied"] == list(MIGRATIONS_006)
+    assert "platform: 3 migrations applied." in first.summary()
     manifest = pathlib.Path(summary["backup"]["path"], "manifest.json")
     assert manifest.is_file()
-    for said in (str(run), summary["backup"]["path"], summary["backup"]["manifest_sha256"]):
+    for said in (str(run), summary["backup"]["path"], summary["backup"]["manifest_sha256"], str(run / "report.html")):
         assert said in first.summary()
     assert "To roll back: ansible-playbook rollback_006.yml -i prod" in first.summary()
-    phases = [json.loads(line)["phase"] for line in (run / "evidence.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {"plan", "preflight", "backup", "apply", "verify"} <= set(phases)
-    for path in (run, *run.iterdir(), manifest.parent):
+    evidence = project.evidence()
+    for criterion in (
+        "backup.verified",
+        "restore.content",
+        "rehearsal.rollback_catalog",
+        "rehearsal.rollback_data",
+        "rehearsal.lock_budget",
+        "gate.decision",
+        "migration.applied",
+        "platform.rls.policies",
+        "platform.registration.encrypted",
+        "rescue.decision",
+    ):
+        assert evidence[criterion]["verdict"] == "pass", evidence[criterion]
+    for path in (run, *run.rglob("*"), manifest.parent):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path} has mode {mode:o}"
+    assert list(pathlib.Path("/var/tmp").glob(f"*{run.name}*")) == [], "the shadow is gone"
 
     again = project.playbook("migrate_006.yml", "-i", "prod", env=env)
     assert again.returncode == 0, again.output
-    assert again.changed == 0
+    assert (again.changed, again.changing) == (0, [])
+    assert len(again.module_tasks) <= 6, again.module_tasks
     assert "nothing is pending" in again.summary()
     assert "Verification: 19 checks, all passed." in again.summary()
     backups = project.directory / "surefoot-runs" / "backups"
@@ -76,14 +104,15 @@ def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) ->
     assert platform.applied() == []
     assert len(list(backups.glob("platform_*"))) == 2, "a rollback takes a backup first"
     assert "Tables dropped with their rows: platform.databases; their rows are in the backup." in back.summary()
-    assert platform.database.scalar("SELECT count(*) FROM pg_policies WHERE schemaname = 'platform'") == 0
-    assert platform.database.scalar("SELECT to_regclass('platform.databases')") is None
+    assert (project.run_directories()[-1] / "losses" / "platform.databases.dump").is_file()
+    assert_source_documents_rollback_verification(platform)
 
     twice = project.playbook("rollback_006.yml", "-i", "prod", env=env)
     assert (twice.returncode, twice.changed) == (0, 0), twice.output
+    assert len(twice.module_tasks) <= 6, twice.module_tasks
     assert "nothing to roll back" in twice.summary()
 
-    forward = project.playbook("migrate_006.yml", "-i", "prod", env=env)
+    forward = project.playbook("migrate_006.yml", "-i", "prod", *WITHOUT_PROOFS, env=env)
     assert forward.returncode == 0, forward.output
     assert platform.applied() == list(MIGRATIONS_006)
 
@@ -93,30 +122,68 @@ def test_the_whole_way_there_and_back(project: Workplace, platform: Platform) ->
         assert platform.secrets.found_in(text) == [], f"a secret in {place}"
 
 
-def test_a_run_that_fails_half_way_says_so_and_the_next_one_finishes(project: Workplace, platform: Platform) -> None:
+def test_a_run_that_fails_half_way_is_taken_back_and_the_next_one_succeeds(
+    project: Workplace, platform: Platform
+) -> None:
     env = platform.environment
     platform.database.query("UPDATE platform.projects SET name = 'Lancio Atelier' WHERE name = 'Lancio Studio'")
 
-    failed = project.playbook("migrate_006.yml", "-i", "prod", "-vvv", env=env)
+    failed = project.playbook("migrate_006.yml", "-i", "prod", *WITHOUT_PROOFS, "-vvv", env=env)
 
     assert failed.returncode != 0
-    assert len(failed.errors) == 1, failed.errors
     assert 'project "Lancio Studio" of the organization "lancio" found 0 times' in failed.errors[0]
     assert "006_register_railway_databases.sql" in failed.errors[0]
-    assert platform.applied() == list(MIGRATIONS_006[:2])
+    assert platform.applied() == []
+    assert_source_documents_rollback_verification(platform)
     (run,) = project.run_directories()
-    summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert (summary["outcome"], summary["failed_phase"]) == ("failed", "migration")
+    summary = project.last_run()
+    assert (summary["outcome"], summary["failed_phase"]) == ("rescued", "migration")
     assert summary["applied"] == list(MIGRATIONS_006[:2])
-    assert "FAILED in phase migration" in failed.summary()
+    assert summary["rolled_back"] == list(reversed(MIGRATIONS_006[:2]))
+    assert "ROLLED BACK" in failed.summary()
+    assert project.evidence()["rollback.platform.policies"]["verdict"] == "pass"
     assert str(run) in failed.summary()
     assert platform.secrets.found_in(failed.output) == []
 
     platform.database.query("UPDATE platform.projects SET name = 'Lancio Studio' WHERE name = 'Lancio Atelier'")
-    finished = project.playbook("migrate_006.yml", "-i", "prod", env=env)
+    finished = project.playbook("migrate_006.yml", "-i", "prod", *WITHOUT_PROOFS, env=env)
     assert finished.returncode == 0, finished.output
     assert platform.applied() == list(MIGRATIONS_006)
-    assert "1 migrations applied" not in finished.summary()
+    for place, text in _searched(project, platform).items():
+        assert platform.secrets.found_in(text) == [], f"a secret in {place}"
+
+
+def test_a_check_that_fails_at_last_takes_all_three_back(project: Workplace, platform: Platform) -> None:
+    path = project.directory / "migrations" / "lancio_platform" / "plan.yml"
+    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (last,) = [item for item in plan["migrations"] if item["id"] == MIGRATIONS_006[2]]
+    last["verify"].append(
+        {
+            "name": "a third database is registered",
+            "query": "SELECT count(*) FROM platform.databases",
+            "expect": {"scalar": 3},
+            "when": "after_commit",
+        }
+    )
+    path.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+
+    # The two rows it registers count: a statement with a secret runs in a subtransaction of its own.
+    policy = {**UNPROVEN, "rollback_max_lost_rows": 2}
+    failed = project.playbook(
+        *("migrate_006.yml", "-i", "prod", "-e", json.dumps({"surefoot_policy_overrides": policy})),
+        env=platform.environment,
+    )
+
+    assert failed.returncode != 0
+    assert platform.applied() == [], failed.output
+    assert project.evidence()["rollback.platform.policies"]["verdict"] == "pass"
+    assert_source_documents_rollback_verification(platform)
+    summary = project.last_run()
+    assert summary["outcome"] == "rescued"
+    assert summary["rolled_back"] == list(reversed(MIGRATIONS_006))
+    assert "a third database is registered" in summary["judgement"]["line"]
+    losses = project.run_directories()[-1] / "losses"
+    assert (losses / "platform.databases.dump").is_file()
     for place, text in _searched(project, platform).items():
         assert platform.secrets.found_in(text) == [], f"a secret in {place}"
 
@@ -127,22 +194,26 @@ def test_a_schema_changed_by_hand_stops_the_run_before_the_backup(project: Workp
     refused = project.playbook("migrate_006.yml", "-i", "prod", env=platform.environment)
     assert refused.returncode != 0
     assert len(refused.errors) == 1, refused.errors
-    assert "surefoot_on_drift=warn" in refused.errors[0]
+    assert "-e surefoot_on_drift=warn and a waiver of ledger.no_drift" in refused.errors[0]
     assert not (project.directory / "surefoot-runs" / "backups").exists()
 
+    waiver = {"criterion": "ledger.no_drift", "reason": "INC-4711", "by": "head of platform", "expires": "2999-12-31"}
     accepted = project.playbook(
-        "migrate_006.yml", "-i", "prod", "-e", "surefoot_on_drift=warn", env=platform.environment
+        *("migrate_006.yml", "-i", "prod", "-e", "surefoot_on_drift=warn"),
+        *("-e", json.dumps({"surefoot_policy_overrides": {**UNPROVEN, "waivers": [waiver]}})),
+        env=platform.environment,
     )
     assert accepted.returncode == 0, accepted.output
     assert platform.applied() == list(MIGRATIONS_006)
 
 
-def test_a_staging_policy_lets_the_backup_be_left_out(project: Workplace, platform: Platform) -> None:
+def test_a_staging_policy_lets_the_proofs_be_left_out(project: Workplace, platform: Platform) -> None:
     outcome = project.playbook(
-        "migrate_006.yml", "-i", "staging", "-e", "surefoot_backup=false", env=platform.environment
+        *("migrate_006.yml", "-i", "staging", "-e", "surefoot_backup=false", "-e", "surefoot_rehearsal=false"),
+        env=platform.environment,
     )
     assert outcome.returncode == 0, outcome.output
-    assert outcome.changed == 1
+    assert set(outcome.changing) == {"postgresql_migration", "postgresql_baseline", "postgresql_evidence"}
     assert "Backup" not in outcome.summary()
     assert platform.applied() == list(MIGRATIONS_006)
 
@@ -160,7 +231,7 @@ def test_a_database_migrated_by_hand_is_taken_over(project: Workplace, platform:
     assert taken.returncode == 0, taken.output
     assert "5 migrations recorded as applied, not run" in taken.summary()
 
-    outcome = project.playbook("migrate_006.yml", "-i", "prod", env=platform.environment)
+    outcome = project.playbook("migrate_006.yml", "-i", "prod", *WITHOUT_PROOFS, env=platform.environment)
     assert outcome.returncode == 0, outcome.output
     assert platform.applied() == list(MIGRATIONS_006)
 

@@ -95,8 +95,8 @@ MISTAKES = {
         damage=lambda project: _set_policy(project, "{lock_buget: 1s}"),
     ),
     "policy key of another version": Mistake(
-        ("unknown key rehearsal", "does not enforce it"),
-        damage=lambda project: _set_policy(project, "{rehearsal: required}"),
+        ("unknown key canary", "does not enforce it"),
+        damage=lambda project: _set_policy(project, "{canary: required}"),
     ),
     "impossible policy value": Mistake(
         ("surefoot_policy_overrides.lock_budget", "soon"),
@@ -104,6 +104,9 @@ MISTAKES = {
     ),
     "backup left out against the policy": Mistake(
         ("the policy requires a backup",), words=("-e", "surefoot_backup=false")
+    ),
+    "rehearsal left out against the policy": Mistake(
+        ("the policy requires a rehearsal",), words=("-e", "surefoot_rehearsal=false")
     ),
     "no privilege": Mistake(
         ("permission denied", "GRANT"),

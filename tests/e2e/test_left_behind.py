@@ -1,0 +1,59 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run leaves behind when ansible-playbook is gone before its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import _homes
+
+from .conftest import BIN, UNPROVEN, App
+
+_PATIENCE = 120.0
+
+
+def _shadows(app: App) -> list[str]:
+    """Clusters that hold the data of this project's runs, complete or not."""
+    runs = {path.name for path in app.run_directories()}
+    return [home for home, state in _homes() if state.get("run_id") in runs and state.get("state") == "ready"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_the_shadow_goes_with_a_playbook_that_was_stopped(app: App, number: signal.Signals) -> None:
+    app.database.query("CREATE TABLE public.customers AS SELECT i AS id FROM generate_series(1, 100) AS i")
+    # Long enough to be stopped in the rehearsal, which this waits for.
+    app.migration("001_slow", "CREATE TABLE public.t (); SELECT pg_sleep(100);", "DROP TABLE public.t;")
+    policy = {**UNPROVEN, "backup": "required", "restore_proof": True, "rehearsal": "required"}
+    words = ["migrate.yml", "-i", "staging", "-e", json.dumps({"surefoot_policy": policy})]
+    environment = {**app.environment, "PWD": str(app.directory), "DATABASE_URL": app.url}
+    with subprocess.Popen(
+        [str(BIN / "ansible-playbook"), *words],
+        cwd=app.directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as playbook:
+        end = time.monotonic() + _PATIENCE
+        while not _shadows(app) and playbook.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        assert _shadows(app), "a shadow is there while the run lasts"
+        if number == signal.SIGINT:
+            os.killpg(playbook.pid, number)  # as a terminal does
+        else:
+            os.kill(playbook.pid, number)
+        playbook.wait(_PATIENCE)
+    end = time.monotonic() + _PATIENCE
+    while _shadows(app) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _shadows(app) == []
+    assert app.database.scalar("SELECT to_regnamespace('surefoot')") is None
