@@ -69,9 +69,13 @@ class Chain:
     def head(self) -> str | None:
         return self.digests[-1] if self.digests else None
 
-    def seal(self) -> t.Mapping[str, t.Any] | None:
-        """The last seal: name of a file to its ``sha256`` and ``size``."""
-        for item in reversed(self.records):
+    def seal(self, head: str | None = None) -> t.Mapping[str, t.Any] | None:
+        """The last seal: name of a file to its ``sha256`` and ``size``.
+
+        :param head: digest of a line; the last seal up to it
+        """
+        end = len(self.records) if head is None else self.digests.index(head) + 1
+        for item in reversed(self.records[:end]):
             if item is not None and item.get("criterion") == SEAL_CRITERION:
                 files = (item.get("details") or {}).get("files")
                 return files if isinstance(files, dict) else {}
@@ -380,6 +384,7 @@ def verify(
         wanted = expected_head.strip().lower()
         if wanted in found.chain.digests:
             anchors.append("expected_head")
+            notes += _after_head(found.chain, wanted)
         else:
             findings.append(Finding(EVIDENCE_FILE, None, f"has no line with the digest {wanted}"))
     if found.sealed is None:
@@ -392,6 +397,17 @@ def verify(
     unique = {(item.file, item.line): item for item in reversed(findings)}
     ordered = tuple(item for item in findings if unique[(item.file, item.line)] is item)
     return Outcome(run_id, found, tuple(anchors), ordered, signed_by, notes=tuple(notes))
+
+
+def _after_head(chain: Chain, kept: str) -> list[str]:
+    """What a head that somebody kept says nothing of: all that was recorded, and sealed anew, after it."""
+    if kept == chain.head:
+        return []
+    then, now = chain.seal(kept) or {}, chain.seal() or {}
+    changed = sorted(name for name, entry in now.items() if then.get(name) != entry)
+    files = f"; sealed after it, and not vouched for by it: {', '.join(changed)}" if changed else ""
+    added = len(chain.digests) - chain.digests.index(kept) - 1
+    return [f"lines added after the expected head: {added}{files}"]
 
 
 _SETTINGS = {"statement_timeout": "60s", "lock_timeout": "10s"}

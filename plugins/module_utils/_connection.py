@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import os
 import re
 import tempfile
@@ -349,7 +351,7 @@ def sql_error(
 @contextlib.contextmanager
 def child_environment(options: ConnectionOptions, directory: str | None = None) -> t.Iterator[dict[str, str]]:
     """Environment for ``pg_dump`` and its kin. The password lies in a 0600 passfile that lives as long as the block, so
-    that neither argv nor the environment shows it.
+    that neither argv nor the environment shows it. What a killed process left there of its kind is removed.
 
     :param directory: where it lies: one that is removed even when this process is killed; else TMPDIR
     :raises EnvironmentProblem: the passfile cannot be written
@@ -368,17 +370,38 @@ def child_environment(options: ConnectionOptions, directory: str | None = None) 
         yield environment
         return
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    directory = directory or tempfile.gettempdir()
+    _sweep_passfiles(directory)
     try:
-        descriptor, path = tempfile.mkstemp(prefix="surefoot-pass-", dir=directory)
+        descriptor, hidden = tempfile.mkstemp(prefix=".surefoot-pass-", dir=directory)
+        # Its lock says that its maker lives, and is there before the name that a sweep looks for.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        path = os.path.join(directory, os.path.basename(hidden)[1:])
+        os.rename(hidden, path)
     except OSError as exc:
         raise EnvironmentProblem(
             f"cannot write a passfile: {exc.strerror}", remedy="Give TMPDIR a writable directory."
         ) from exc
+    stream = os.fdopen(descriptor, "w", encoding="utf-8")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(f"*:*:*:*:{escaped}\n")
+        stream.write(f"*:*:*:*:{escaped}\n")
+        stream.flush()
         environment["PGPASSFILE"] = path
         yield environment
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+        stream.close()
+
+
+def _sweep_passfiles(directory: str) -> None:
+    """Remove the passfiles of this user whose makers were killed."""
+    for path in glob.glob(os.path.join(glob.escape(directory), "surefoot-pass-*")):
+        with contextlib.suppress(OSError):  # in use, somebody else's, or gone by now
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)

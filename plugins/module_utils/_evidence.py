@@ -126,7 +126,7 @@ def _last_line(descriptor: int) -> bytes:
 def _append(path: str, content: t.Callable[[int], bytes]) -> None:
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as stream:
             # The watch and modules on other forks write to the same file: whoever holds the lock sees the last line.
             fcntl.flock(descriptor, fcntl.LOCK_EX)

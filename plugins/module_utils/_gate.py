@@ -370,7 +370,9 @@ def decide(
     waivers = _valid_waivers(policy, now)
     known = {*CRITERIA, *plan_checks, *declared, *by_name}
     _refuse_unknown([*waivers, *(name for name, want in policy["criteria"].items() if want == "optional")], known)
-    judge = _Judge(stage, by_name, policy, said, declared, plan_checks, tuple(configured), waivers)
+    last_apply = max((n for n, item in enumerate(records) if item.get("criterion") == "migration.applied"), default=-1)
+    before = frozenset(id(item) for item in records[: max(0, last_apply)])
+    judge = _Judge(stage, by_name, policy, said, declared, plan_checks, tuple(configured), waivers, before)
     judged = {criterion.id: judge.judge(criterion) for criterion in judge.criteria()}
     stopping = {status: any(item.status == status for item in judged.values()) for status in ("fail", "missing")}
     decision = "NO-GO" if stopping["fail"] or (stopping["missing"] and not undecided) else "GO"
@@ -412,6 +414,7 @@ class _Judge:
     plan_checks: frozenset[str]
     configured: tuple[str, ...]
     waivers: t.Mapping[str, t.Mapping[str, str]]
+    before_apply: frozenset[int]  # identities of the records that were made before it
 
     def criteria(self) -> list[Criterion]:
         """Those of the table, then those that only the plan, the policy or a record names."""
@@ -499,7 +502,12 @@ class _Judge:
             found = [item for item in found if item.get("phase") not in SHADOW_PHASES or GO in criterion.stages]
         if criterion.after_apply:
             applied = [str(item.get("time")) for item in self.records.get("migration.applied", ())]
-            found = [item for item in found if not applied or str(item.get("time")) >= max(applied)]
+            # Both: a clock that was set back must not make the time before look like the time after.
+            found = [
+                item
+                for item in found
+                if not applied or (str(item.get("time")) >= max(applied) and id(item) not in self.before_apply)
+            ]
         return found
 
 
@@ -600,6 +608,8 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
     run_dir = None if request.check_mode else request.run_dir
     if run_dir is None and not request.check_mode:
         raise PlanError("the gate has no run directory", remedy="Give run_dir, where the evidence of the run lies.")
+    if request.stage == GO and run_dir:
+        withdraw_go(run_dir)  # whatever becomes of this decision, the earlier one is void
     records = read_evidence(run_dir) if run_dir else list(request.records)
     todo: tuple[Migration, ...] = ()
     target: Target | None = None
@@ -679,8 +689,6 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
                 holds_until=decision.holds_until,
             )
             go_path, expires = write_go(run_dir, go), str(go["expires"])
-        elif request.stage == GO:
-            withdraw_go(run_dir)
         write_gate(run_dir, decision, {**request.policy}, expires=expires)
     return Outcome(decision, evidence, go_path, expires)
 

@@ -33,7 +33,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, verdict
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Ledger
-from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Manifest, read_manifest
+from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Manifest, check_sizes, read_manifest
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import parse_time, policy_hash, window_at
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import write_json
@@ -498,7 +498,7 @@ def _check_time(go: t.Mapping[str, t.Any], policy: t.Mapping[str, t.Any], now: d
     if problem and not _excused(policy, "gate.backup_age", now):
         raise StaleGo("backup", problem)
     try:
-        read_manifest(backup["path"], backup["manifest_sha256"])
+        check_sizes(read_manifest(backup["path"], backup["manifest_sha256"]))
     except BackupError as exc:
         raise StaleGo("backup", f"its backup is gone or altered: {exc.message}") from None
 

@@ -564,6 +564,7 @@ SELECT current_database()::text AS name, d.oid::bigint AS oid, pg_get_userbyid(d
        pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS collate, d.datctype::text AS ctype,
        to_jsonb(d) ->> 'datlocprovider' AS locale_provider,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
+       (SELECT spcname::text FROM pg_tablespace WHERE oid = d.dattablespace) AS tablespace,
        d.datconnlimit AS connection_limit, d.datacl::text AS acl, pg_database_size(d.oid) AS bytes,
        current_setting('server_version_num')::int AS server_version_num,
        current_setting('server_version') AS server_version,
@@ -586,6 +587,13 @@ SELECT r.rolname::text FROM pg_roles r WHERE r.oid IN (
 ) ORDER BY 1
 """
 
+
+# Those that a dump names, and the database's own.
+_TABLESPACES = """
+SELECT spcname::text AS name FROM pg_tablespace
+WHERE oid >= 16384 AND oid IN (SELECT reltablespace FROM pg_class
+  UNION SELECT dattablespace FROM pg_database WHERE datname = current_database()) ORDER BY 1
+"""
 
 # Extensions' own are left out, as in the catalog entries. pg_dump leaves out an invalid index of an ordinary table.
 _VALIDITY = """
@@ -974,6 +982,21 @@ def read_manifest(path: str, expected_sha256: str | None = None) -> Manifest:
 
 
 _DAMAGED_REMEDY = "Do not restore from it; take a new backup or fetch the off-host copy."
+
+
+def check_sizes(manifest: Manifest) -> None:
+    """Whether every file is there with its size; a look at each, where there is no time to read them all.
+
+    :raises BackupError: a file is missing, of another size, or not a regular file
+    """
+    for name, entry in manifest.data["files"].items():
+        path = os.path.join(manifest.directory, DUMP_NAME, name)
+        try:
+            status = os.lstat(path)
+        except OSError as exc:
+            raise BackupError(f"cannot read {path}: {exc.strerror}", remedy=_DAMAGED_REMEDY) from exc
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry["bytes"]:
+            raise BackupError(f"{path} is not what was backed up", remedy=_DAMAGED_REMEDY)
 
 
 def verify_files(path: str, manifest: Manifest, *, jobs: int = 2) -> int:
@@ -1767,6 +1790,7 @@ def _facts(connection: Connection) -> dict[str, t.Any]:
     return {
         "extensions": _rows(connection, extensions),
         "roles": [row["rolname"] for row in _rows(connection, _ROLES)],
+        "tablespaces": [row["name"] for row in _rows(connection, _TABLESPACES)],
         "hash_probe": _rows(connection, HASH_PROBE)[0]["probe"],
         "validity": validity(connection),
         "large_objects": _rows(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"],

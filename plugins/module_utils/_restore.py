@@ -123,7 +123,8 @@ def rows(connection: Connection, statement: str, parameters: t.Sequence[t.Any] =
 
 
 def create_database(connection: Connection, name: str, manifest: Manifest, locale: str | None = None) -> None:
-    """An empty database of the recorded encoding and locale, which nobody but its owner may connect to.
+    """An empty database of the recorded encoding, locale and, where it exists, tablespace, which nobody but its owner
+    may connect to.
 
     :param locale: libc locale to use instead of the recorded one
     :raises EnvironmentProblem: the server lacks the locale, or the role may not create databases
@@ -138,6 +139,10 @@ def create_database(connection: Connection, name: str, manifest: Manifest, local
         options["LOCALE_PROVIDER"] = word
         if word != "libc":
             options[f"{word.upper()}_LOCALE"] = quote_literal(recorded["locale"], connection)
+    space = recorded.get("tablespace")
+    may = "SELECT FROM pg_catalog.pg_tablespace WHERE spcname = %s AND has_tablespace_privilege(oid, 'CREATE')"
+    if space != "pg_default" and rows(connection, f"SELECT EXISTS ({may}) AS it", (space,))[0]["it"]:
+        options["TABLESPACE"] = quote_identifier(space, connection)
     words = " ".join(f"{key} {value}" for key, value in options.items())
     quoted = quote_identifier(name, connection)
     try:
@@ -192,6 +197,13 @@ def create_roles(connection: Connection, manifest: Manifest, comment: str) -> li
         if not (superuser and superuser[0]["rolsuper"]):
             rows(connection, f"GRANT {quoted} TO CURRENT_USER")
     return made
+
+
+def create_tablespaces(connection: Connection, manifest: Manifest) -> None:
+    """The tablespaces of the backup's tables, in the data directory of a cluster that is ours alone."""
+    for name in manifest.data.get("tablespaces", ()):
+        rows(connection, "SET allow_in_place_tablespaces = on")
+        rows(connection, f"CREATE TABLESPACE {quote_identifier(name, connection)} LOCATION ''")
 
 
 # --- loading it ------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._restore import (
     carry_settings,
     compare,
     create_roles,
+    create_tablespaces,
     drop,
     open_backup,
     restore_beside,
@@ -471,6 +472,7 @@ class _Embedded:
                 inside = _Server(options, same=True)
                 with work.connection(connect(options, purpose="shadow", settings=_ADMIN_SETTINGS)) as admin:
                     create_roles(admin, manifest, _ROLE_MARKER)
+                    create_tablespaces(admin, manifest)
                 comparison = restore_beside(
                     work, options, manifest, client, name,
                     jobs=self.request.jobs, live=False, locale=self.request.locale,

@@ -288,3 +288,12 @@ def test_the_policys_threshold_holds_on_the_shadow_and_on_the_target(pending: Ap
     assert outcome.returncode == 0, outcome.output
     for criterion in ("baseline.shadow_regression", "baseline.regression"):
         assert "77%" in pending.evidence()[criterion]["required"]
+
+
+def test_nothing_is_applied_without_the_gates_own_go(pending: App) -> None:
+    """Whatever makes the play go on: a task left out with --step, or a result put in its place."""
+    before = pending.schema()
+    outcome = pending.migrate(policy={"approvals": ["approved"]}, surefoot_gate_result={"decision": "GO"})
+    assert outcome.returncode != 0, outcome.output
+    assert "Let the gate decide first" in outcome.output
+    assert_untouched(pending, before)

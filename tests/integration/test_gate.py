@@ -209,6 +209,29 @@ def test_a_no_go_takes_an_earlier_go_back(site: Site) -> None:
     assert outcome.decision.summary() == "NO-GO: preflight.primary: measured fail, required pass"
 
 
+def test_a_decision_that_could_not_be_made_leaves_no_earlier_go_in_force(site: Site) -> None:
+    path = site.go()
+    evidence = pathlib.Path(site.run_dir, "evidence.jsonl")
+    evidence.write_bytes(evidence.read_bytes().replace(b'"verdict": "pass"', b'"verdict": "fail"', 1))
+    with pytest.raises(SurefootError, match="was altered"):
+        site.decide()
+    with pytest.raises(StaleGo) as caught:
+        site.apply(path)
+    assert caught.value.changed == "go"
+
+
+def test_a_backup_that_lost_a_file_after_the_decision_stops_the_apply(site: Site) -> None:
+    path = site.go()
+    file = max(pathlib.Path(site.backup["path"], "dump").iterdir(), key=lambda item: item.stat().st_size)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    site.refused(path, "backup")
+    file.unlink()
+    site.refused(path, "backup")
+    file.write_bytes(content)
+    assert site.apply(path)["applied"] == ["001"]
+
+
 def test_a_backup_of_another_run_is_too_old_where_every_run_must_take_one(site: Site) -> None:
     no_go(site, "gate.backup_age", run_id="run-2")
     site.go(run_id="run-2", policy={"backup_max_age": "1h"})

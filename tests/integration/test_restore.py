@@ -292,6 +292,47 @@ def test_check_mode_looks_and_writes_nothing(backup: dict[str, t.Any], tmp_path:
     assert refused["failed"] and "is not the manifest" in refused["msg"]
 
 
+@pytest.mark.versions
+def test_tables_in_a_tablespace_are_in_one_of_that_name(pg_server: PgServer, tmp_path: pathlib.Path) -> None:
+    with temporary_database(pg_server) as database:
+        name = f"Fast {database.name}"
+        with contextlib.closing(pg_server.connect()) as admin, admin.cursor() as cursor:
+            cursor.execute("SET allow_in_place_tablespaces = on")
+            cursor.execute(f"CREATE TABLESPACE \"{name}\" LOCATION ''")
+        database.query(f'CREATE TABLE t (i int PRIMARY KEY USING INDEX TABLESPACE "{name}") TABLESPACE "{name}"')
+        outcome = make_shadow(None, request_for(back_up(database, tmp_path)))
+        assert outcome.comparison is not None and outcome.comparison.passed
+        assert query(outcome.connection, "SELECT tablespace FROM pg_tables WHERE tablename = 't'") == [(name,)]
+        socket = outcome.connection["login_unix_socket"]
+        remove_shadow(None, ShadowRequest(), socket=socket)
+        assert not os.path.exists(os.path.dirname(socket))
+        database.query("DROP TABLE t")
+        database.query(f'DROP TABLESPACE "{name}"')
+
+
+def test_a_database_in_a_tablespace_comes_back_in_it(pg_server: PgServer, tmp_path: pathlib.Path) -> None:
+    name = f"own_{uuid.uuid4().hex[:8]}"
+    database = Database(name, pg_server)
+    with contextlib.closing(pg_server.connect()) as admin, admin.cursor() as cursor:
+        cursor.execute("SET allow_in_place_tablespaces = on")
+        cursor.execute(f"CREATE TABLESPACE {name} LOCATION ''")
+        cursor.execute(f"CREATE DATABASE {name} TABLESPACE {name}")
+        database.query("CREATE TABLE elsewhere (i int) TABLESPACE pg_default")
+        outcome = make_shadow(
+            options_of(pg_server),
+            request_for(back_up(database, tmp_path), where="server", same_server=True, database_free_space=10**12),
+        )
+        assert outcome.comparison is not None and outcome.comparison.passed
+        cursor.execute(
+            "SELECT spcname FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = %s",
+            (outcome.database,),
+        )
+        assert cursor.fetchall() == [(name,)]
+        for made in (name, outcome.database):
+            cursor.execute(f"DROP DATABASE {made} WITH (FORCE)")
+        cursor.execute(f"DROP TABLESPACE {name}")
+
+
 def test_only_a_shadow_is_removed_by_its_socket(pg_server: PgServer) -> None:
     with pytest.raises(PlanError, match="is not a shadow made by"):
         remove_shadow(None, ShadowRequest(), socket=pg_server.host)

@@ -404,3 +404,26 @@ def test_the_run_is_known_by_its_summary_or_its_directory(run_dir: pathlib.Path)
     for text, expected in (('{"run_id": "r7"}', "r7"), ("{", "r1"), ("[]", "r1"), ("\xff", "r1")):
         (run_dir / "run.json").write_text(text, encoding="latin-1")
         assert _chain.run_id_of(str(run_dir)) == expected
+
+
+def test_a_kept_head_does_not_vouch_for_what_was_sealed_anew(tmp_path: pathlib.Path) -> None:
+    run_dir = tmp_path / "run"
+    record(str(run_dir), [fact(1)])
+    for name in ("report.json", "gate.json"):
+        (run_dir / name).write_text("{}", encoding="utf-8")
+    kept = seal(str(run_dir))
+    assert not [note for note in check(run_dir, expected_head=kept).notes if "expected head" in note]
+    (run_dir / "report.json").write_text('{"decision": "GO"}', encoding="utf-8")
+    seal(str(run_dir))
+    (note,) = [note for note in check(run_dir, expected_head=kept).notes if "expected head" in note]
+    assert note.startswith("lines added after the expected head: 1;")
+    assert note.endswith("not vouched for by it: report.json")
+
+
+def test_evidence_is_not_written_through_a_link(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "other").write_text("", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evidence.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(EnvironmentProblem, match="evidence.jsonl"):
+        record(str(tmp_path / "run"), [fact(1)])
+    assert (tmp_path / "other").read_bytes() == b""

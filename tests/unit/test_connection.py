@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 
 import pytest
@@ -120,6 +121,20 @@ def test_the_child_gets_a_private_passfile_that_goes_away(monkeypatch):
         assert "PGPASSWORD" not in environment
         assert not any("a:b" in value for value in environment.values())
     assert not os.path.exists(passfile)
+
+
+def test_the_passfile_of_a_killed_process_goes_with_the_next_and_one_in_use_stays(tmp_path):
+    options = ConnectionOptions.from_params({"login_host": "db", "login_user": "me", "login_password": "left-1"})
+    pid = os.fork()
+    if pid == 0:
+        with child_environment(options, str(tmp_path)):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = tmp_path.iterdir()
+    assert "left-1" in left.read_text(encoding="utf-8")
+    with child_environment(options, str(tmp_path)) as first, child_environment(options, str(tmp_path)) as second:
+        assert {str(path) for path in tmp_path.iterdir()} == {first["PGPASSFILE"], second["PGPASSFILE"]}
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unreachable_server_is_one_line_with_a_remedy():

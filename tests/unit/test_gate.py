@@ -114,6 +114,14 @@ def test_a_pass_on_the_copy_proves_nothing_of_the_target() -> None:
     assert signed([*on_copy, *[proof(name, phase="verify") for name in declared]], declared=declared).go
 
 
+def test_a_clock_that_was_set_back_makes_no_before_an_after() -> None:
+    ahead = proof("http.status", phase="probe", time="2026-11-22T02:20:00.001Z")
+    applied = proof("migration.applied", measured=["001"], required=["001"])
+    decision = signed([ahead, applied])
+    assert [item.criterion for item in decision.having("missing")] == ["http.status"]
+    assert signed([ahead, applied, {**ahead}]).go
+
+
 def test_what_was_measured_before_the_apply_proves_nothing_of_the_time_after() -> None:
     before = proof("http.status", phase="probe", time="2026-11-22T02:19:59.999Z")
     assert [item.criterion for item in signed([before]).having("missing")] == ["http.status"]
