@@ -29,6 +29,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     SUMMARY_FILE,
     Phases,
     begun_run,
+    cut_off_run,
     describe,
     make_run_directory,
     read_summary,
@@ -102,6 +103,7 @@ class ActionModule(ActionBase):
             begun = None  # typed again after the apply, or a job launched again: a run of its own
         if begun is not None:
             run_dir, run_id = begun.directory, begun.run_id
+        cut_off = cut_off_run(base) if begun is None else None
         if self._task.check_mode:
             run_dir = None
         elif run_dir is None:
@@ -127,7 +129,13 @@ class ActionModule(ActionBase):
                 "approved_by": actor.approved_by,
             },
         }
-        return {"changed": False, **run}
+        warnings = []
+        if cut_off is not None:
+            warnings.append(
+                f"the run in {cut_off} has no end: it was killed, or is still at work. The ledger says what it applied;"
+                " nobody verified, compared and signed that off."
+            )
+        return {"changed": False, **run, "warnings": warnings}
 
     def _judge(self, _name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         phases = args["phases"]

@@ -64,7 +64,7 @@ def connection_argument_spec() -> ArgumentSpec:
         # A URL and a part of another address would silently make a third one.
         mutually_exclusive=[
             ("login_url", option)
-            for option in ("login_host", "login_port", "login_user", "login_password", "login_db", "login_unix_socket")
+            for option in ("login_host", "login_port", "login_user", "login_password", "login_unix_socket")
         ],
     )
 

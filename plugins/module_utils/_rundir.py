@@ -18,6 +18,7 @@ import tempfile
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import TIMELINE_FILE
 from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
@@ -67,6 +68,18 @@ def make_run_directory(base: str, run_id: str) -> str:
             remedy="Set surefoot_run_dir to a directory you may write to.",
         ) from exc
     return path
+
+
+def cut_off_run(base: str) -> str | None:
+    """The latest run below this directory, when it has no summary: it was killed, or is still at work."""
+    try:
+        runs = [name for name in os.listdir(base) if os.path.exists(os.path.join(base, name, TIMELINE_FILE))]
+    except OSError:
+        return None
+    latest = max(runs, key=lambda name: os.stat(os.path.join(base, name, TIMELINE_FILE)).st_mtime, default=None)
+    if latest is None or os.path.exists(os.path.join(base, latest, SUMMARY_FILE)):
+        return None
+    return os.path.join(base, latest)
 
 
 def write_json(run_dir: str, name: str, value: Results) -> str:
@@ -258,6 +271,11 @@ def sign_off_of(result: Results) -> dict[str, t.Any] | None:
     return {"decision": result.get("decision"), "open": opened}
 
 
+def _first_line(error: t.Any) -> str:
+    text = str(error[0] if isinstance(error, list) and error else error).strip().partition("\n")[0]
+    return text if len(text) <= 500 else text[:497] + "..."
+
+
 def _only_people(gate: Results) -> bool:
     """Whether all that stands in the way is for people to say or for the clock: no measurement would change it."""
     opened = _names(gate.get("failures")) + _names(gate.get("missing"))
@@ -331,6 +349,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
         lines.append(f"  To decide again on the same backup and rehearsal: the same command with -e surefoot_go={go}")
     elif summary["outcome"] == "checked" and summary["not_measured"]:
         lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
+    elif summary["outcome"] == "failed" and summary["error"]:
+        lines.append(f"  {_first_line(summary['error'])}")
     elif summary["outcome"] == "stopped":
         go = shlex.quote(str(summary["run_dir"]))
         lines.append(f"  To go on: the same command without surefoot_stop_after, but with -e surefoot_go={go}")

@@ -246,3 +246,19 @@ def test_a_baseline_that_does_not_fit_the_database_records_nothing(project: Work
     assert len(refused.errors) == 1
     assert "thirteen columns" in refused.errors[0]
     assert platform.database.scalar("SELECT to_regnamespace('surefoot')") is None
+
+
+def test_a_shadow_on_the_target_itself_is_reached_with_its_password_and_gone_afterwards(
+    project: Workplace, platform: Platform
+) -> None:
+    platform.database.query(f"ALTER ROLE {platform.user} CREATEDB CREATEROLE")
+    outcome = project.playbook(
+        *("migrate_006.yml", "-i", "staging", "-vvv", "-e", "surefoot_shadow=same_server"),
+        *("-e", "surefoot_database_free_space=100GB"),
+        env=platform.environment,
+    )
+    assert outcome.returncode == 0, outcome.output
+    assert project.evidence()["rehearsal.deploy"]["verdict"] == "pass"
+    shadows = "SELECT datname FROM pg_database WHERE shobj_description(oid, 'pg_database') LIKE 'surefoot shadow:%'"
+    assert platform.database.query(shadows) == []
+    assert platform.secrets.found_in(outcome.output) == []

@@ -18,6 +18,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Envi
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     Phases,
     begun_run,
+    cut_off_run,
     describe,
     make_run_directory,
     summarize,
@@ -220,3 +221,19 @@ def test_a_no_go_that_people_can_mend_says_how_to_decide_again() -> None:
     assert again in describe(_summary({"plan": {}, "gate": gate}, finished=False), rollback_hint="")
     gate["failures"] = ["rehearsal.deploy: measured 1, required 2"]
     assert again not in describe(_summary({"plan": {}, "gate": gate}, finished=False), rollback_hint="")
+
+
+def test_a_run_that_was_cut_off_is_noticed_by_the_next(tmp_path: pathlib.Path) -> None:
+    assert cut_off_run(str(tmp_path / "none")) is None
+    for number, name in enumerate(("first", "second")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "timeline.jsonl").touch()
+        os.utime(tmp_path / name / "timeline.jsonl", (number, number))
+    assert cut_off_run(str(tmp_path)) == str(tmp_path / "second")
+    write_json(str(tmp_path / "second"), "run.json", {})
+    assert cut_off_run(str(tmp_path)) is None
+
+
+def test_a_failed_run_gives_its_reason_in_one_line() -> None:
+    results = {"plan": {"pending": ["a"]}, "preflight": {"failed": True, "msg": "no room\nand more"}}
+    assert "  no room" in describe(_summary(results, finished=False), rollback_hint="")
