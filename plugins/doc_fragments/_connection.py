@@ -14,8 +14,8 @@ options:
   login_url:
     description:
       - The database as a URL, C(postgresql://user:password@host:port/database?sslmode=verify-full).
-      - Mutually exclusive with O(login_host), O(login_port), O(login_user), O(login_password), and O(login_unix_socket).
-        With O(login_db) it is another database of the same server.
+      - Mutually exclusive with O(login_host), O(login_port), O(login_user), O(login_password), and
+        O(login_unix_socket). With O(login_db) it is another database of the same server.
     type: str
   login_host:
     description: Host name or address of the server. Without it and without a URL, libpq's default socket is used.
