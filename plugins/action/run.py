@@ -28,7 +28,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMP
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     SUMMARY_FILE,
     Phases,
+    add_notes,
     begun_run,
+    check_notes,
     cut_off_run,
     describe,
     make_run_directory,
@@ -68,6 +70,7 @@ class ActionModule(ActionBase):
     def _start(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         policy = resolve_policy(args["policy"], args["policy_overrides"])
         check_notice(args["notice"])
+        check_notes(args["notes"])
         # They need no measurement: better now than behind a backup and a rehearsal.
         check_statements(policy, args["attestations"], datetime.datetime.now(datetime.timezone.utc))
         if args["action"] == "sign_off" and not args["go"]:
@@ -180,6 +183,8 @@ class ActionModule(ActionBase):
         kept = {**{key: run.get(key) for key in ("run_id", "policy", "started", "actor")}, "finished": utc_now()}
         try:
             write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
+            author = str((run.get("actor") or {}).get("os_user") or "unknown")
+            add_notes(run["run_dir"], args["notes"], by=author, time=utc_now())
         except SurefootError as exc:  # what the run did stands, and is said before this fails the run
             return {**result, "report": f"none: {exc}", "unwritten": True}
         if summary["outcome"] == "nothing_to_do":

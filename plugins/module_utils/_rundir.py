@@ -18,7 +18,7 @@ import tempfile
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import TIMELINE_FILE
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import TIMELINE_FILE, append_lines
 from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration
 
@@ -99,6 +99,41 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
         remedy = "Make room on its disk." if exc.errno in _FULL else "Make the run directory writable."
         raise EnvironmentProblem(f"cannot write {path}: {exc.strerror}", remedy=remedy) from exc
     return path
+
+
+NOTES_FILE = "notes.jsonl"
+NOTE_KINDS = ("note", "issue", "resolution", "next_step")
+
+
+def check_notes(notes: t.Any) -> None:
+    """:raises PlanError: a note without text, or of no known kind"""
+    for number, note in enumerate(notes or [], start=1):
+        where = f"surefoot_notes[{number}]"
+        if not isinstance(note, t.Mapping) or not str(note.get("text") or "").strip():
+            raise PlanError(f"{where} has no text", remedy="Give {text, kind, by}.")
+        if note.get("kind", "note") not in NOTE_KINDS:
+            raise PlanError(f"{where} is of the kind {note['kind']!r}", remedy=f"Kinds: {', '.join(NOTE_KINDS)}.")
+
+
+def add_notes(run_dir: str, notes: t.Sequence[Results], *, by: str, time: str) -> None:
+    """Add operators' notes to the run directory; one that is there already is not added again.
+
+    :raises EnvironmentProblem: the file cannot be written
+    """
+    path = os.path.join(run_dir, NOTES_FILE)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            known = {(note.get("kind"), note.get("text")) for note in map(json.loads, stream)}
+    except (OSError, ValueError):
+        known = set()
+    plain = [{"kind": str(note.get("kind", "note")), "text": str(note["text"]).strip()} for note in notes]
+    new = [
+        {**item, "by": str(note.get("by") or by), "time": time}
+        for item, note in zip(plain, notes)
+        if (item["kind"], item["text"]) not in known
+    ]
+    if new:
+        append_lines(path, new)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,13 @@ options:
     type: list
     elements: dict
     default: []
+  notes:
+    description:
+      - Notes of the operators for the report, each with C(text), C(kind) (V(note), V(issue), V(resolution), or
+        V(next_step)), and C(by).
+    type: list
+    elements: dict
+    default: []
   notice:
     description:
       - What the messages say of the time, the contact, the controls, and who owns which phase.
@@ -307,6 +314,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
         "attestations": {"type": "list", "elements": "dict", "default": []},
+        "notes": {"type": "list", "elements": "dict", "default": []},
         "notice": {"type": "dict", "default": {}},
     }
 

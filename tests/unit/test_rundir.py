@@ -17,7 +17,9 @@ import pytest
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     Phases,
+    add_notes,
     begun_run,
+    check_notes,
     cut_off_run,
     describe,
     make_run_directory,
@@ -237,3 +239,15 @@ def test_a_run_that_was_cut_off_is_noticed_by_the_next(tmp_path: pathlib.Path) -
 def test_a_failed_run_gives_its_reason_in_one_line() -> None:
     results = {"plan": {"pending": ["a"]}, "preflight": {"failed": True, "msg": "no room\nand more"}}
     assert "  no room" in describe(_summary(results, finished=False), rollback_hint="")
+
+
+def test_notes_of_operators_are_kept_once_and_checked(tmp_path: pathlib.Path) -> None:
+    notes = [{"text": "took the replica out", "kind": "issue", "by": "dba on call"}, {"text": "all quiet"}]
+    check_notes(notes)
+    for _again in range(2):
+        add_notes(str(tmp_path), notes, by="ops", time="2026-11-22T03:00:00Z")
+    kept = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    assert [(note["kind"], note["by"]) for note in kept] == [("issue", "dba on call"), ("note", "ops")]
+    for wrong in ({"kind": "issue"}, {"text": "x", "kind": "rumour"}, "x"):
+        with pytest.raises(PlanError, match=r"surefoot_notes\[1\]"):
+            check_notes([wrong])
