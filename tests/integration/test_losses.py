@@ -237,14 +237,14 @@ def test_counters_do_not_count_beyond_the_end_of_the_server(
     if end == "restart":
         applied.server.restart()
     else:
-        with contextlib.closing(applied.connect()) as connection:
+        with contextlib.closing(applied.connect()) as connection, contextlib.closing(applied.connect()) as other:
             os.kill(connection.info.backend_pid, signal.SIGKILL)
 
             def over() -> bool:
-                # Every session is ended by a crash; this one notices with its next statement.
-                with contextlib.suppress(psycopg2.Error), connection.cursor() as cursor:
+                # The crash of one session ends every other, once the server has noticed: not before.
+                with contextlib.suppress(psycopg2.Error), other.cursor() as cursor:
                     cursor.execute("SELECT 1")
-                return bool(connection.closed)
+                return bool(other.closed)
 
             wait_until(over, "the server has crashed")
     wait_until(lambda: accepts(applied), "the server is back")
