@@ -107,7 +107,9 @@ faults: dev
 e2e: dev
 	@python -m pytest tests/e2e -q -n $(JOBS)
 
+# What an earlier run left of its state would let this one skip the preparation.
 molecule: dev
+	@molecule --base-config .config/molecule/config.yml reset --all
 	@molecule --base-config .config/molecule/config.yml test --all
 
 sanity: dev
