@@ -58,8 +58,10 @@ def leave_guardian(params: t.Mapping[str, t.Any], run_id: str) -> None:
         start_new_session=True,  # Ctrl-C is for the terminal's processes
     )
     # Not by argument or environment, which other users may see.
-    with contextlib.suppress(BrokenPipeError), t.cast("t.IO[bytes]", child.stdin) as stdin:
+    stdin = t.cast("t.IO[bytes]", child.stdin)
+    with contextlib.suppress(BrokenPipeError):
         stdin.write(json.dumps(request).encode())
+        stdin.close()
 
 
 def _lives(pid: int, started: int | None) -> bool:

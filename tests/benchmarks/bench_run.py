@@ -209,7 +209,7 @@ def show(title: str, spent: t.Sequence[Timed], parts: t.Sequence[Parts]) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=" ".join((__doc__ or "").split("\n\n")[0].split()))
+    parser = argparse.ArgumentParser(description=" ".join((__doc__ or "").partition("\n\n")[0].split()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--format", choices=("plain", "directory"), default="plain")
     parser.add_argument("--audit-rows", type=int, help="rows of the audit log instead of the demonstration's own")
