@@ -101,6 +101,13 @@ class Query:
             for name, sql in self.sample.items()
         }
 
+    def parse(self) -> tuple[Statement, t.Mapping[str, Statement]]:
+        """The query and its samples, so that a mistake in either is found before anything connects.
+
+        :raises SurefootError: one of them is not one statement
+        """
+        return self.statement, self.samples
+
     @property
     def sha256(self) -> str:
         """Of the text as written: what is compared must have been asked before."""
@@ -156,7 +163,7 @@ def parse_queries(given: t.Any, source: str) -> list[Query]:
         for name in (*query.variables, *query.sample):
             if not _VARIABLE.fullmatch(name):
                 raise PlanError(f"{name!r} cannot name a variable", location=location, remedy="Use letters and digits.")
-        query.sha256  # noqa: B018  (parses both texts, so that a mistake is found before connecting)
+        query.parse()
         if any(other.name == query.name for other in queries):
             raise PlanError(f"two queries are called {query.name}", location=location, remedy="Rename one.")
         queries.append(query)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import difflib
 import hashlib
@@ -62,7 +63,7 @@ def resolve_policy(policy: t.Any, overrides: t.Any = None) -> dict[str, t.Any]:
                     f" Known: {', '.join(KEYS)}.",
                 )
             merged[str(key)] = KEYS[key][1](f"{name}.{key}", value)
-    return json.loads(json.dumps(merged))  # type: ignore[no-any-return]  # nobody changes the defaults by accident
+    return copy.deepcopy(merged)  # nobody changes the defaults by accident
 
 
 def policy_hash(policy: t.Mapping[str, t.Any]) -> str:
