@@ -20,9 +20,8 @@ class ActionModule(LibraryAction):
     perform = staticmethod(run)
 
     def _perform_here(self) -> dict[str, t.Any]:
-        result = super()._perform_here()
         args = self._task.args
         guarded = boolean(args.get("guard") or False, strict=False) and args.get("run_id")
-        if guarded and result.get("connection") and not self._task.check_mode:
+        if guarded and args.get("state", "present") == "present" and not self._task.check_mode:
             leave_guardian(args, str(args["run_id"]))
-        return result
+        return super()._perform_here()

@@ -7,8 +7,9 @@
 """A process that outlives the playbook to remove its shadow.
 
 Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data. So whoever makes one for the
-length of a playbook leaves this process behind: it waits for the end of ansible-playbook, however it comes, removes
-what is left of the run's shadow, and ends. After a run that removed its shadow itself it finds nothing to do.
+length of a playbook leaves this process behind, before the first row is restored: it waits for the end of
+ansible-playbook and of the worker that makes the shadow, however they come, removes what is left of the run's shadow,
+and ends. After a run that removed its shadow itself it finds nothing to do.
 """
 
 from __future__ import annotations
@@ -33,16 +34,15 @@ _LOGIN = ("login_url", "login_host", "login_port", "login_user", "login_password
 
 
 def leave_guardian(params: t.Mapping[str, t.Any], run_id: str) -> None:
-    """Called in a worker of ansible-playbook, when the shadow of ``run_id`` is there.
+    """Called in a worker of ansible-playbook, before the shadow of ``run_id`` is made.
 
-    :param params: the options of the task that made it
+    :param params: the options of the task that makes it
     """
     playbook = os.getppid()
     if playbook <= 1:  # the first process of a container takes everything with it
         return
     request = {
-        "playbook": playbook,
-        "started": start_time(playbook),
+        "makers": [(pid, start_time(pid)) for pid in (playbook, os.getpid())],
         "run_id": run_id,
         "where": params.get("where") or "embedded",
         "connection": {name: params[name] for name in _LOGIN if params.get(name)},
@@ -77,7 +77,7 @@ def _lives(pid: int, started: int | None) -> bool:
 def main() -> None:
     """What the process does."""
     request = json.load(sys.stdin)
-    while _lives(request["playbook"], request["started"]):
+    while any(_lives(pid, started) for pid, started in request["makers"]):
         time.sleep(_POLL_SECONDS)
     embedded = request["where"] == "embedded"
     for _attempt in range(_ATTEMPTS):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import time
+import typing as t
 
 import pytest
 
@@ -20,14 +22,45 @@ from .conftest import BIN, UNPROVEN, App
 _PATIENCE = 120.0
 
 
-def _shadows(app: App) -> list[str]:
-    """Clusters that hold the data of this project's runs, complete or not."""
+_READY, _BUILDING = ("ready",), ("building",)
+
+
+def _shadows(app: App, states: tuple[str, ...] = _READY + _BUILDING) -> list[str]:
+    """Clusters that hold the data of this project's runs."""
     runs = {path.name for path in app.run_directories()}
-    return [home for home, state in _homes() if state.get("run_id") in runs and state.get("state") == "ready"]
+    return [home for home, state in _homes() if state.get("run_id") in runs and state.get("state") in states]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_the_shadow_goes_with_a_playbook_that_was_stopped(app: App, number: signal.Signals) -> None:
+def _to_the_group(playbook: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    os.killpg(playbook.pid, number)
+
+
+def _to_all(playbook: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """The workers, which are groups of their own, as well."""
+    children = pathlib.Path(f"/proc/{playbook.pid}/task/{playbook.pid}/children").read_text(encoding="ascii").split()
+    for pid in (playbook.pid, *map(int, children)):
+        os.kill(pid, number)
+
+
+def _to_the_playbook(playbook: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    os.kill(playbook.pid, number)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "moment"),
+    [
+        pytest.param(signal.SIGINT, _to_the_group, _READY, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, _to_the_playbook, _READY, id="SIGTERM"),
+        pytest.param(signal.SIGKILL, _to_the_playbook, _READY, id="SIGKILL"),
+        pytest.param(signal.SIGKILL, _to_all, _BUILDING, id="SIGKILL of everything while it is built"),
+    ],
+)
+def test_the_shadow_goes_with_a_playbook_that_was_stopped(
+    app: App,
+    number: signal.Signals,
+    send: t.Callable[[subprocess.Popen[bytes], signal.Signals], None],
+    moment: tuple[str, ...],
+) -> None:
     app.database.query("CREATE TABLE public.customers AS SELECT i AS id FROM generate_series(1, 100) AS i")
     # Long enough to be stopped in the rehearsal, which this waits for.
     app.migration("001_slow", "CREATE TABLE public.t (); SELECT pg_sleep(100);", "DROP TABLE public.t;")
@@ -44,13 +77,10 @@ def test_the_shadow_goes_with_a_playbook_that_was_stopped(app: App, number: sign
         start_new_session=True,
     ) as playbook:
         end = time.monotonic() + _PATIENCE
-        while not _shadows(app) and playbook.poll() is None and time.monotonic() < end:
-            time.sleep(0.1)
+        while not _shadows(app, moment) and playbook.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
         assert _shadows(app), "a shadow is there while the run lasts"
-        if number == signal.SIGINT:
-            os.killpg(playbook.pid, number)  # as a terminal does
-        else:
-            os.kill(playbook.pid, number)
+        send(playbook, number)
         playbook.wait(_PATIENCE)
     end = time.monotonic() + _PATIENCE
     while _shadows(app) and time.monotonic() < end:
