@@ -25,11 +25,11 @@ export LC_ALL := $(or $(firstword $(filter %UTF-8 %utf8,$(LC_ALL) $(LANG))),C.UT
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help demo stop clean bootstrap dev test lint format mypy ansible-lint docs changelog unit package integration \
-	versions test-matrix faults e2e molecule sanity bench
+	versions test-matrix cloud faults e2e molecule sanity bench
 
 help:
 	@sed -n '5,10s/^# \{0,2\}//p' $(firstword $(MAKEFILE_LIST))
-	@echo "Parts of make test, cheap to dear: lint mypy docs changelog package unit ansible-lint integration versions faults e2e molecule sanity"
+	@echo "Parts of make test, cheap to dear: lint mypy docs changelog package unit ansible-lint integration versions cloud faults e2e molecule sanity"
 	@echo "Not in make test: bench (ratios against psql), test-matrix (all integration tests on 14, 16, 17, 18), format"
 
 bootstrap:
@@ -53,7 +53,7 @@ clean:
 # One target after the other, also under -j: they share build/ and the machine.
 test:
 	@start=$$SECONDS; \
-	for target in lint mypy docs changelog package unit ansible-lint integration versions faults e2e molecule sanity; do \
+	for target in lint mypy docs changelog package unit ansible-lint integration versions cloud faults e2e molecule sanity; do \
 		echo; echo "=== make $$target"; before=$$SECONDS; \
 		$(MAKE) --no-print-directory $$target || { echo "=== make $$target FAILED"; exit 1; }; \
 		summary+=$$(printf '\n%4d s  %s' $$((SECONDS - before)) $$target); \
@@ -99,6 +99,10 @@ test-matrix: dev
 		echo "PostgreSQL $$version"; bindir=$$(python scripts/find_postgresql.py $$version); \
 		SUREFOOT_TEST_PG_BINDIR=$$bindir python -m pytest tests/integration -q -n $(JOBS); \
 	done
+
+# Against a local moto server, a GraphQL server, Redis and PgBouncer: nothing of it leaves the machine.
+cloud: dev
+	@python -m pytest tests/cloud -q -n $(JOBS)
 
 # SUREFOOT_FAULT_RUNS is the number of random moments of killing.
 faults: dev
