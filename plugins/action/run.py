@@ -15,6 +15,7 @@ from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import read_checks
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record, utc_now
 from ansible_collections.surefoot.dbops.plugins.module_utils._gate import check_statements
@@ -71,6 +72,7 @@ class ActionModule(ActionBase):
         policy = resolve_policy(args["policy"], args["policy_overrides"])
         check_notice(args["notice"])
         check_notes(args["notes"])
+        read_checks(args["rollback_checks"], "surefoot_run_rollback_checks")
         # They need no measurement: better now than behind a backup and a rehearsal.
         check_statements(policy, args["attestations"], datetime.datetime.now(datetime.timezone.utc))
         if args["action"] == "sign_off" and not args["go"]:

@@ -554,6 +554,14 @@ def parse_check(mapping: t.Any, location: Location, line_of: Locator | None = No
     return check
 
 
+def read_checks(given: t.Sequence[t.Any], name: str) -> list[Check]:
+    """Checks that are given as a list under this name.
+
+    :raises PlanError: one of them is wrong; its place is its index
+    """
+    return [parse_check(check, Location(f"{name}[{number}]")) for number, check in enumerate(given)]
+
+
 def _parse_errors(value: t.Any, at: Locator) -> tuple[str, ...]:
     names = value if isinstance(value, (list, tuple)) else [value]
     if not names:

@@ -1161,7 +1161,11 @@ def _sentence(words: str | None) -> str | None:
 
 def _rescued(criteria: t.Sequence[Facts], summary: Facts) -> bool:
     """Whether a run that was to apply something ended by taking it back."""
-    if summary.get("action") == "rollback" or summary.get("outcome") not in ("failed", "rescued"):
+    if (
+        summary.get("action") == "rollback"
+        or summary.get("outcome") not in ("failed", "rescued")
+        or summary.get("unproven")
+    ):
         return False
     if summary["outcome"] == "rescued":
         return True

@@ -241,12 +241,14 @@ def summarize(
     """
     migration, backup = phases["migration"], phases["backup"].get("backup") or {}
     checks = phases["verification"].get("checks") or []
-    rescued = list((rescue or {}).get("rolled_back") or [])
+    rescue = rescue or {}
+    rescued = list(rescue.get("rolled_back") or [])
+    unproven = str(rescue.get("unproven") or "") or None
     return {
         "host": name,
         "action": action,
         "outcome": _outcome(
-            phases, action, finished, check_mode, stop_after, rescued and not (rescue or {}).get("failed")
+            phases, action, finished, check_mode, stop_after, rescued and not rescue.get("failed") and not unproven
         ),
         "failed_phase": None if finished else phases.failed or _last(phases),
         "error": None if finished else _error(phases, judgement),
@@ -261,7 +263,8 @@ def summarize(
         "manual": list(phases["plan"].get("manual") or []),
         "migrations": list(migration.get("migrations") or []),
         "judgement": dict(judgement) if judgement and judgement.get("failures") else None,
-        "not_rolled_back": _why_not_rolled_back(judgement or {}, rescue or {}),
+        "not_rolled_back": _why_not_rolled_back(judgement or {}, rescue),
+        "unproven": unproven,
         "sign_off": sign_off_of(phases["sign_off"]),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
@@ -351,7 +354,12 @@ def _error(phases: Phases, judgement: Results | None) -> t.Any:
         return phases[phases.failed].get("msg")
     if phases["gate"].get("decision") == "NO-GO":
         return "\n".join(phases["gate"].get("msg") or [])
-    return (judgement or {}).get("line")
+    line = (judgement or {}).get("line")
+    if line or len(phases.results) > 1:
+        return line
+    # No task of its own fails for drift: a policy may accept it.
+    drift = [item for item in phases["plan"].get("drift") or () if item.get("kind") != "spacing"]
+    return "; ".join(str(item.get("message")) for item in drift) or None
 
 
 def describe(summary: Results, *, rollback_hint: str, report: str | None = None) -> list[str]:
@@ -376,6 +384,9 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     ]
     if summary["judgement"]:
         lines.append(f"  {summary['judgement']['line']}")
+        if summary["unproven"]:
+            lines.append(f"  ROLLED BACK: {', '.join(summary['rolled_back'])}.")
+            lines.append(f"  BUT THAT IS NOT PROVEN: {_first_line(summary['unproven'])}")
         if summary["not_rolled_back"]:
             lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
             lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
@@ -413,7 +424,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
         lines.append(f"Run directory: {summary['run_dir']}")
     if report:
         lines.append(f"Report: {report}")
-    if summary["action"] == "migrate" and summary["applied"] and summary["outcome"] != "rescued" and rollback_hint:
+    stands = summary["applied"] and summary["outcome"] != "rescued" and not summary["unproven"]
+    if summary["action"] == "migrate" and stands and rollback_hint:
         lines.append(f"To roll back: {rollback_hint}")
     return lines
 
@@ -426,6 +438,8 @@ def _lost_tables(phases: Phases, rolled_back: t.Sequence[str]) -> list[str]:
 
 def _extent(summary: Results, verb: str) -> str:
     done = summary["applied"] or summary["rolled_back"]
+    if summary["unproven"]:
+        return "what had been applied was rolled back."
     if not done:
         return f"no migration was {verb.partition(',')[0]} by this run."
     rest = f"; still pending: {', '.join(summary['pending'])}" if summary["pending"] else ""

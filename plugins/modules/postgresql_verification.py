@@ -273,8 +273,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     run_argument_spec,
     variables_argument_spec,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckGroup, Verification, parse_check
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, PlanError, SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckGroup, Verification, read_checks
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record
 from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
     Invocation,
@@ -289,7 +289,7 @@ def groups_of(params: dict[str, t.Any]) -> tuple[list[CheckGroup], dict[str, t.A
     """The checks that the options ask for, the values of the plain variables, and warnings."""
     if params["path"] is None:
         given = [{key: value for key, value in check.items() if value is not None} for check in params["checks"]]
-        checks = [parse_check(check, Location(f"checks[{number}]")) for number, check in enumerate(given)]
+        checks = read_checks(given, "checks")
         return [CheckGroup(checks)], params["variables"], []
     plan = load_plan(params["path"])
     chosen = [plan.migration(name) for name in params["migration"]] if params["migration"] else plan.migrations

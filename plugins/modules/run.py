@@ -133,6 +133,13 @@ options:
     type: list
     elements: dict
     default: []
+  rollback_checks:
+    description:
+      - What must hold after a rollback. Only read here, with O(state=started), so that a mistake does not come to light
+        when it is needed.
+    type: list
+    elements: dict
+    default: []
   notes:
     description:
       - Notes of the operators for the report, each with C(text), C(kind) (V(note), V(issue), V(resolution), or
@@ -314,6 +321,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
         "attestations": {"type": "list", "elements": "dict", "default": []},
+        "rollback_checks": {"type": "list", "elements": "dict", "default": []},
         "notes": {"type": "list", "elements": "dict", "default": []},
         "notice": {"type": "dict", "default": {}},
     }

@@ -428,6 +428,18 @@ def test_what_the_application_wrote_since_is(app: App, reader: str, accepted: in
     assert f"would lose {written} rows" in outcome.errors[-1]
 
 
+def test_a_rollback_after_which_something_is_left_says_so(app: App) -> None:
+    app.migration("001_orders", ORDERS + "CREATE TABLE public.extra ();", DROP_ORDERS)
+    app.migration("002_broken", "SELEC 1;", "SELECT 1;")
+    check = {"name": "nothing is left", "query": "SELECT to_regclass('public.extra')", "expect": {"scalar": None}}
+    outcome = app.migrate(surefoot_run_rollback_checks=[check])
+    assert outcome.returncode != 0
+    assert app.applied() == []
+    assert app.last_run()["outcome"] == "failed"
+    assert "BUT THAT IS NOT PROVEN: " in outcome.summary()
+    assert "nothing is left" in outcome.summary(), outcome.output
+
+
 def test_a_rollback_that_fails_says_so(app: App) -> None:
     app.migration("001_orders", ORDERS, "DROP TABLE public.order;")
     app.migration("002_broken", "SELEC 1;", "SELECT 1;")

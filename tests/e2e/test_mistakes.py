@@ -41,6 +41,10 @@ MISTAKES = {
             "---\ndbs:\n  hosts:\n    platform:\n"
         ),
     ),
+    "a check after a rollback that cannot be read": Mistake(
+        ("unknown key value in expect (surefoot_run_rollback_checks[0])", "scalar"),
+        words=("-e", '{"surefoot_run_rollback_checks": [{"name": "n", "query": "SELECT 1", "expect": {"value": 1}}]}'),
+    ),
     "no URL": Mistake(("surefoot_database_url is empty", "DATABASE_URL"), env=lambda platform: {"DATABASE_URL": None}),
     "malformed URL": Mistake(
         ("URL cannot be parsed", "Percent-encode"),

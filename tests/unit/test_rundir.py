@@ -166,6 +166,25 @@ def test_a_rescue_is_told_from_a_rescue_that_failed() -> None:
     assert "NOT ROLLED BACK: cannot drop." in "\n".join(describe(failed, rollback_hint="undo"))
 
 
+def test_a_rollback_whose_checks_fail_is_no_rescue() -> None:
+    results = {"plan": {"pending": ["a"]}, "migration": {"failed": True, "applied": ["a"], "msg": "no"}}
+    judgement = {"decision": "roll_back", "line": "CRITICAL syntax_error: no.", "failures": [{}]}
+    rescue = {"rolled_back": ["a"], "unproven": "check failed: no policy is left"}
+    summary = _summary(results, finished=False, judgement=judgement, rescue=rescue)
+    assert (summary["outcome"], summary["rolled_back"]) == ("failed", ["a"])
+    lines = describe(summary, rollback_hint="undo")
+    assert "FAILED" in lines[0] and "rolled back" in lines[0]
+    assert "  BUT THAT IS NOT PROVEN: check failed: no policy is left" in lines
+    assert "To roll back" not in "\n".join(lines)
+
+
+def test_drift_that_stops_a_run_is_its_reason() -> None:
+    drift = [{"kind": "catalog", "message": "the catalog changed"}, {"kind": "spacing", "message": "spaces"}]
+    summary = _summary({"plan": {"pending": ["a"], "drift": drift}}, finished=False)
+    assert summary["error"] == "the catalog changed"
+    assert "  the catalog changed" in describe(summary, rollback_hint="")
+
+
 def test_what_keeps_a_run_from_its_sign_off_is_named() -> None:
     results = {
         "migration": {"applied": ["a"]},
