@@ -20,6 +20,6 @@ options:
     description:
       - Run directory on the host that executes the module. Evidence is appended to C(evidence.jsonl) in it, with mode
         0600.
-      - Without it, evidence is only returned.
+      - Without it, evidence is only returned. With it, a task that fails returns only the records that did not pass.
     type: path
 """

@@ -114,12 +114,10 @@ def _line(item: t.Mapping[str, t.Any]) -> bytes:
 
 def _last_line(descriptor: int) -> bytes:
     """The last line, with its end when it has one; empty for an empty file."""
-    tail = b""
-    position = os.lseek(descriptor, 0, os.SEEK_END)
-    while position and b"\n" not in tail[:-1]:
-        start = max(0, position - _TAIL_CHUNK)
-        tail = os.pread(descriptor, position - start, start) + tail
-        position = start
+    end, size, tail = os.lseek(descriptor, 0, os.SEEK_END), _TAIL_CHUNK, b""
+    while len(tail) < end and b"\n" not in tail[:-1]:
+        tail = os.pread(descriptor, min(size, end), max(0, end - size))
+        size *= 2
     return tail[tail.rfind(b"\n", 0, -1) + 1 :]
 
 

@@ -56,6 +56,9 @@ class Invocation:
         except SurefootError as exc:
             # No traceback and no chained cause: frames may quote what the message redacted.
             results = {"changed": False, **exc.results, "failed": True, "msg": redact(str(exc)), "error": exc.to_dict()}
+            if self.params.get("run_dir") and not self.check_mode and results.get("evidence"):
+                # Ansible prints a failed task's whole result; what passed lies in the run directory.
+                results["evidence"] = [item for item in results["evidence"] if item["verdict"] != "pass"]
         self._note_time(started, results)
         for note in results.pop("notes", ()):
             self.warn(str(note))
