@@ -165,6 +165,7 @@ def begun_run(path: str, name: str) -> Begun:
     return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {})
 
 
+_REASONS = 5  # of a NO-GO, in the closing lines
 # The tasks of a run in their order. What the names mean, their registered results tell.
 PHASES = (
     "plan",
@@ -390,9 +391,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
         if summary["not_rolled_back"]:
             lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
             lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
-    elif summary["outcome"] == "no_go" and summary["run_dir"] and summary["only_people"]:
-        go = shlex.quote(str(summary["run_dir"]))
-        lines.append(f"  To decide again on the same backup and rehearsal: the same command with -e surefoot_go={go}")
+    elif summary["outcome"] == "no_go":
+        lines += _in_the_way(summary)
     elif summary["outcome"] == "checked" and summary["not_measured"]:
         lines.append(f"  A run would still have to measure: {', '.join(summary['not_measured'])}.")
     elif summary["outcome"] == "failed" and summary["error"]:
@@ -428,6 +428,18 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     if summary["action"] == "migrate" and stands and rollback_hint:
         lines.append(f"To roll back: {rollback_hint}")
     return lines
+
+
+def _in_the_way(summary: Results) -> t.Iterator[str]:
+    """What a NO-GO names, and how to decide again where no measurement would change it."""
+    reasons = str(summary["error"] or "").splitlines()[1:]  # the first line only counts them
+    for reason in reasons[:_REASONS]:
+        yield f"  {_first_line(reason)}"
+    if len(reasons) > _REASONS:
+        yield f"  and {len(reasons) - _REASONS} more, in the report."
+    if summary["run_dir"] and summary["only_people"]:
+        go = shlex.quote(str(summary["run_dir"]))
+        yield f"  To decide again on the same backup and rehearsal: the same command with -e surefoot_go={go}"
 
 
 def _lost_tables(phases: Phases, rolled_back: t.Sequence[str]) -> list[str]:

@@ -125,6 +125,9 @@ def test_no_go_stopped_and_announced_are_told_apart() -> None:
     summary = _summary({"plan": plan, "gate": gate}, finished=False)
     assert (summary["outcome"], summary["failed_phase"], summary["error"]) == ("no_go", "gate", "NO-GO: 1 failed")
     assert "nothing in the database was touched" in describe(summary, rollback_hint="")[0]
+    said = ["NO-GO: 3 hold, 7 failed", *(f"  failed: x.{n}: measured {n}" for n in range(7))]
+    lines = describe(_summary({"plan": plan, "gate": {**gate, "msg": said}}, finished=False), rollback_hint="")
+    assert lines[1:7] == [*(f"  failed: x.{n}: measured {n}" for n in range(5)), "  and 2 more, in the report."]
     go = {"decision": "GO", "go": "/runs/1/go.json"}
     text = "\n".join(describe(_summary({"plan": plan, "gate": go}, stop_after="gate"), rollback_hint=""))
     assert "GO; nothing was applied yet" in text
