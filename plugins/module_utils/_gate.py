@@ -470,6 +470,8 @@ class _Judge:
             not_used = self.said.get(NOT_USED.get(criterion.id, ""), {})
             if verdict != "fail" and not_used.get("valid"):
                 verdict, item = "not_applicable", {"measured": f"{not_used['by']}: {not_used['statement']}"}
+            elif not item and demand == criterion.default == WHEN_CONFIGURED:
+                verdict, item = "not_applicable", {"measured": NOT_CONFIGURED}
         status = _STATUS[verdict].get(demand, _STATUS[verdict]["else"])
         waiver = self.waivers.get(criterion.id) if status in ("fail", "missing") else None
         return Judgement(
@@ -511,6 +513,7 @@ class _Judge:
         return found
 
 
+NOT_CONFIGURED = "not configured"
 # Verdict of the evidence -> demand -> status.
 _STATUS: dict[str, dict[str, str]] = {
     "pass": {"else": "pass"},

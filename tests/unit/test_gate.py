@@ -95,6 +95,20 @@ def test_what_no_table_knows_must_not_fail() -> None:
     assert not go(policy={"criteria": {"company.change_ticket": "required"}}).go
 
 
+def test_a_service_that_is_not_configured_is_recorded_as_that() -> None:
+    (snapshot,) = [item for item in go().judgements if item.criterion == "rds.snapshot_available"]
+    assert (snapshot.verdict, snapshot.status, snapshot.measured) == (
+        "not_applicable",
+        "not_applicable",
+        "not configured",
+    )
+    assert len(go(configured=["railway"]).having("missing")) == 6
+    decision = go(configured=["rds.snapshot_available"])
+    assert [item.criterion for item in decision.having("missing")] == ["rds.snapshot_available"]
+    demanded = go(policy={"criteria": {"rds.snapshot_available": "required"}})
+    assert [item.criterion for item in demanded.having("missing")] == ["rds.snapshot_available"]
+
+
 def signed(extra: t.Sequence[Record], **more: t.Any) -> Decision:
     applied = proof("migration.applied", measured=["001"], required=["001"])
     base = [*[proof(name) for name in ("gate.decision", "watch.connections", "watch.wal_rate")], applied]
