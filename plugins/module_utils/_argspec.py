@@ -82,3 +82,20 @@ def variables_argument_spec() -> ArgumentSpec:
             "secret_variables": {"type": "dict", "default": {}, "no_log": True},
         },
     )
+
+
+def railway_argument_spec() -> ArgumentSpec:
+    """Which environment of which Railway project, and the token: fragment ``surefoot.dbops._railway``."""
+    return ArgumentSpec(
+        argument_spec={
+            "project_token": {"type": "str", "no_log": True},
+            "api_token": {"type": "str", "no_log": True},
+            "project": {"type": "str"},
+            "environment": {"type": "str"},
+            "api_url": {"type": "str", "default": "https://backboard.railway.com/graphql/v2"},
+            "ca_cert": {"type": "path"},
+            "timeout": {"type": "str", "default": "30s"},
+            "retry_wait": {"type": "str", "default": "60s"},
+        },
+        mutually_exclusive=[("project_token", "api_token")],
+    )

@@ -194,11 +194,35 @@ def _attempt(
     address: Address, body: bytes, headers: t.Mapping[str, str], delivery: Delivery
 ) -> tuple[int | None, str | None, bool]:
     """(status, problem, whether to try again when there is no status)."""
+    reply = exchange(address, body, headers, delivery)
+    return reply.status, reply.problem, reply.again
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What one attempt came to. ``status`` is None when there was no answer: ``problem`` says why, ``again`` whether
+    another attempt may help. The header names are lower-case."""
+
+    status: int | None
+    problem: str | None = None
+    again: bool = False
+    headers: t.Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    body: bytes = dataclasses.field(default=b"", repr=False)
+
+
+def exchange(
+    address: Address, body: bytes, headers: t.Mapping[str, str], delivery: Delivery, *, read: int = 0
+) -> Reply:
+    """POST once, through the proxy of the environment, without following redirects. Never raises for what the server
+    or the network does; takes no longer than the delivery's timeout.
+
+    :param read: bytes of the answer's body that are wanted; a longer one is no answer
+    """
     late = threading.Event()
     try:
         connection, target = _connection(address, delivery)
     except (OSError, ValueError):
-        return None, "cannot be called: the proxy of the environment or ca_cert is unusable", False
+        return Reply(None, "cannot be called: the proxy of the environment or ca_cert is unusable")
 
     def stop() -> None:
         # The timeout of a socket begins anew with each byte; this one does not.
@@ -212,12 +236,21 @@ def _attempt(
     timer.start()
     try:
         connection.request("POST", target, body=body, headers=dict(headers))
-        status = connection.getresponse().status
+        response = connection.getresponse()
+        content = response.read(read + 1) if read else b""
+        if read and response.length and len(content) <= read:
+            raise http.client.IncompleteRead(b"", response.length)
         if late.is_set():  # headers that were cut off look complete
             raise socket.timeout
-        return status, None, False
+        if len(content) > read:
+            return Reply(None, f"answers with more than {read} bytes")
+        return Reply(
+            response.status,
+            headers={name.lower(): value for name, value in response.getheaders()},
+            body=content,
+        )
     except ssl.SSLCertVerificationError:
-        return None, "shows a certificate that cannot be verified (see ca_cert)", False
+        return Reply(None, "shows a certificate that cannot be verified (see ca_cert)")
     except Exception as exc:  # whatever it says may quote the address
         if late.is_set() or isinstance(exc, socket.timeout):
             problem = f"did not answer within {delivery.timeout:g} s"
@@ -227,7 +260,7 @@ def _attempt(
             problem = "cannot be reached: connection refused"
         else:
             problem = f"closed the connection or does not speak HTTP ({type(exc).__name__})"
-        return None, problem, delivery.retry_lost and isinstance(exc, (OSError, http.client.HTTPException))
+        return Reply(None, problem, delivery.retry_lost and isinstance(exc, (OSError, http.client.HTTPException)))
     finally:
         timer.cancel()
         connection.close()
