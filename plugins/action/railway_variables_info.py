@@ -25,7 +25,7 @@ class ActionModule(LibraryAction):
             return {
                 "failed": True,
                 "changed": False,
-                "msg": "values: true needs no_log: true on the task, because Ansible prints and logs results. Set it, or"
-                " use the lookup surefoot.dbops.railway_variable where the value is needed.",
+                "msg": "values: true needs no_log: true on the task, because Ansible prints and logs results. Set it,"
+                " or use the lookup surefoot.dbops.railway_variable where the value is needed.",
             }
         return super().run(tmp, task_vars)

@@ -11,8 +11,8 @@ version_added: 0.1.0
 author:
   - Surefoot contributors (@surefoot-dbops)
 description:
-  - Gives one value, that of the first of the named variables that can be used from here. It goes from Railway's API into
-    the option it is written for, and is never a task's result.
+  - Gives one value, that of the first of the named variables that can be used from here. It goes from Railway's API
+    into the option it is written for, and is never a task's result.
   - A variable that is missing, sealed, empty, or a URL that cannot be used from here is an error that says so.
   - Uses Railway's API, not its command line program. Reads only.
 options:

@@ -210,8 +210,8 @@ class Choice:
         states = {variable.state for variable, _problem in self.candidates}
         if any(variable.host_class == _PRIVATE for variable, _problem in self.candidates):
             return (
-                "Turn on Public Access of the service, which makes the public URL (and bills its traffic), or run inside"
-                " Railway's network, or say endpoint: private where the value is only handed on."
+                "Turn on Public Access of the service, which makes the public URL (and bills its traffic), or run"
+                " inside Railway's network, or say endpoint: private where the value is only handed on."
             )
         if "sealed" in states:
             return "Unseal it by setting it anew, or give the value from another place."

@@ -189,7 +189,12 @@ services:
       type: list
       elements: dict
       sample:
-        - {name: REDIS_PUBLIC_URL, state: value, host_class: railway_proxy, fingerprint: null, usable: true, reason: null}
+        - name: REDIS_PUBLIC_URL
+          state: value
+          host_class: railway_proxy
+          fingerprint: null
+          usable: true
+          reason: null
     variables:
       description:
         - All variables by name. C(state) is V(value), V(sealed) (set, and never handed out), V(empty) or

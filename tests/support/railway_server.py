@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import email.message
 import http.server
 import json
 import threading
@@ -111,6 +112,7 @@ SECRETS = (REDIS_SECRET, MONGO_SECRET, PROJECT_TOKEN, ACCOUNT_TOKEN, WORKSPACE_T
 WORKSPACE = "ws-lancio"
 
 Json = dict[str, t.Any]
+Headers = t.Union[email.message.Message, t.Mapping[str, str]]
 
 
 def new_id() -> str:
@@ -161,7 +163,7 @@ class World:
         active: list[Json] | None = None,
         deployed: bool = True,
     ) -> Json:
-        """A service, in the project's first environment. ``active`` are the active deployments, by default the latest."""
+        """A service, in the project's first environment. ``active``: its active deployments, by default the latest."""
         found = {"id": new_id(), "name": name}
         project["services"].append(found)
         place = project["environments"][0]["id"]
@@ -264,7 +266,7 @@ class _Resolvers:
             "services": lambda _info, **arguments: self.page(project["services"], arguments),
         }
 
-    def apiToken(self, _info: t.Any) -> Json:  # noqa: N802
+    def apiToken(self, _info: t.Any) -> Json:
         caller = self._check("apiToken")
         every = {project["workspace"] for project in self._world.projects.values()}
         mine = sorted(every if caller["workspaces"] is None else caller["workspaces"])
@@ -280,7 +282,7 @@ class _Resolvers:
         self._check("project")
         return self._shown(self._project(id))
 
-    def projectToken(self, _info: t.Any) -> Json:  # noqa: N802
+    def projectToken(self, _info: t.Any) -> Json:
         caller = self._caller
         if caller is None or caller["kind"] != "project":
             raise Exception("Project Token not found")
@@ -294,7 +296,7 @@ class _Resolvers:
             "environment": environment,
         }
 
-    def environment(self, _info: t.Any, id: str, projectId: str | None = None) -> Json:  # noqa: A002, N803
+    def environment(self, _info: t.Any, id: str, projectId: str | None = None) -> Json:  # noqa: A002
         caller = self._check("environment")
         if caller["kind"] == "project" and (projectId is None or not self._server.project_token_lists_instances):
             raise NotAuthorized
@@ -347,7 +349,7 @@ class _Resolvers:
         self._check("service")
         return {"id": id, "name": "?"}
 
-    def serviceInstance(self, _info: t.Any, environmentId: str, serviceId: str) -> Json:  # noqa: N802, N803
+    def serviceInstance(self, _info: t.Any, environmentId: str, serviceId: str) -> Json:
         self._check("serviceInstance")
         state = self._state(environmentId, serviceId)
         return {"id": "i", "serviceId": serviceId, "latestDeployment": state["latest"]}
@@ -370,7 +372,7 @@ class _Resolvers:
         environment = self._environment(project, arguments["environmentId"])
         return self._world.variables.get((environment["id"], arguments.get("serviceId")), {})
 
-    def variablesForServiceDeployment(self, _info: t.Any, **arguments: t.Any) -> Json:  # noqa: N802
+    def variablesForServiceDeployment(self, _info: t.Any, **arguments: t.Any) -> Json:
         return self.variables(_info, **arguments)
 
 
@@ -443,14 +445,14 @@ class RailwayServer(http.server.ThreadingHTTPServer):
                 return status, headers, body
         return None
 
-    def _caller(self, headers: t.Mapping[str, str]) -> Json | None:
+    def _caller(self, headers: Headers) -> Json | None:
         bearer = (headers.get("Authorization") or "").removeprefix("Bearer ")
         project = headers.get("Project-Access-Token")
         # A token in the other's header is none.
         found = self.world.tokens.get(project or bearer or "")
         return found if found is not None and (found["kind"] == "project") is (project is not None) else None
 
-    def execute(self, request: Json, headers: t.Mapping[str, str]) -> Json:
+    def execute(self, request: Json, headers: Headers) -> Json:
         refusal = self._refusals.get(str(request.get("operationName")))
         if refusal and not refusal["keep"]:
             return {"errors": [self._error(refusal["message"], refusal["extensions"])], "data": None}
