@@ -27,7 +27,8 @@ def real_schema() -> graphql.GraphQLSchema:
     if not DUMP.exists():
         pytest.skip("no dump of Railway's schema beside the checkout")
     content = json.loads(gzip.decompress(DUMP.read_bytes()))
-    return graphql.build_client_schema(content.get("data", content))
+    # graphql-core finds fault with a deprecation in it, of a type that no query of ours touches.
+    return graphql.build_client_schema(content.get("data", content), assume_valid=True)
 
 
 @each_query
@@ -38,6 +39,12 @@ def test_each_query_is_valid_against_the_part_of_the_schema_that_the_tests_have(
 @each_query
 def test_each_query_is_valid_against_railways_schema(name: str, real_schema: graphql.GraphQLSchema) -> None:
     assert graphql.validate(real_schema, graphql.parse(QUERIES[name])) == []
+
+
+def test_a_query_for_what_there_is_not_is_found_out(real_schema: graphql.GraphQLSchema) -> None:
+    """The example of Railway's own documentation, of which the schema knows nothing."""
+    wrong = "query { deployments(input: {status: {successfulOnly: true}}, first: 1) { edges { node { id } } } }"
+    assert graphql.validate(real_schema, graphql.parse(wrong)) != []
 
 
 @each_query

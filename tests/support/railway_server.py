@@ -69,6 +69,8 @@ type Project {
   ): ProjectEnvironmentsConnection!
   services(after: String, before: String, first: Int, last: Int): ProjectServicesConnection!
 }
+type QueryEnvironmentsConnectionEdge { node: Environment! cursor: String! }
+type QueryEnvironmentsConnection { edges: [QueryEnvironmentsConnectionEdge!]! pageInfo: PageInfo! }
 type QueryProjectsConnectionEdge { node: Project! cursor: String! }
 type QueryProjectsConnection { edges: [QueryProjectsConnectionEdge!]! pageInfo: PageInfo! }
 type QueryDeploymentsConnectionEdge { node: Deployment! cursor: String! }
@@ -82,7 +84,7 @@ type Query {
   environment(id: String!, projectId: String): Environment!
   environments(
     after: String, before: String, first: Int, isEphemeral: Boolean, last: Int, projectId: String!
-  ): ProjectEnvironmentsConnection!
+  ): QueryEnvironmentsConnection!
   project(id: String!): Project!
   projectToken: ProjectToken!
   projects(
