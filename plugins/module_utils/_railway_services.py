@@ -224,9 +224,10 @@ def choose(
     *,
     kind: str = "other",
     endpoint: str = "auto",
-    known_here: Resolver = is_known_here,
+    known_here: Resolver | None = None,
 ) -> Choice:
     """The first candidate that is usable from here wins; what the others are is said too."""
+    known_here = known_here or is_known_here
     judged: list[tuple[Variable, str | None]] = []
     chosen = False
     for name in candidates:

@@ -13,7 +13,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.surefoot.dbops.plugins.module_utils import _railway
+from ansible_collections.surefoot.dbops.plugins.module_utils import _railway, _railway_services
 from ansible_collections.surefoot.dbops.plugins.module_utils._module import Invocation
 from ansible_collections.surefoot.dbops.plugins.modules import railway_service_info, railway_variables_info
 from ansible_collections.surefoot.dbops.tests.support.railway_server import (
@@ -69,6 +69,8 @@ class Railway:
 def railway(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Railway]:
     for name in ("RAILWAY_TOKEN", "RAILWAY_API_TOKEN", "RAILWAY_PROJECT_ID", "RAILWAY_ENVIRONMENT_ID"):
         monkeypatch.delenv(name, raising=False)
+    # As it is outside Railway; the name is asked of no resolver.
+    monkeypatch.setattr(_railway_services, "is_known_here", lambda _host: False)
     world, project, redis, mongo = lancio_world()
     with railway_server(world) as server:
         yield Railway(server, project, redis, mongo)

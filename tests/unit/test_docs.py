@@ -88,6 +88,7 @@ def names_of(folder: str, suffix: str) -> set[str]:
 
 
 MODULES = names_of("plugins/modules", ".py")
+LOOKUPS = names_of("plugins/lookup", ".py")
 ROLES = {path.name for path in (ROOT / "roles").iterdir() if path.is_dir()}
 PLAYBOOKS = names_of("playbooks", ".yml")
 FRAGMENTS = names_of("plugins/doc_fragments", ".py")
@@ -97,7 +98,7 @@ GROUPS = set(yaml.safe_load(body(ROOT / "meta" / "runtime.yml"))["action_groups"
 @each_page
 def test_every_module_role_and_playbook_that_is_named_exists(page: pathlib.Path) -> None:
     named = set(re.findall(r"\bsurefoot\.dbops\.([a-z_0-9]+)", body(page)))
-    assert named - MODULES - ROLES - PLAYBOOKS - FRAGMENTS - GROUPS == set()
+    assert named - MODULES - LOOKUPS - ROLES - PLAYBOOKS - FRAGMENTS - GROUPS == set()
     modules = set(re.findall(r"`(postgresql_[a-z_]+)`", body(page)))
     assert modules - MODULES == set()
     files = re.findall(r"\bplaybooks/([a-z_0-9]+)\.yml", body(page))
@@ -251,7 +252,8 @@ def test_every_example_is_valid(text: str, tmp_path: pathlib.Path) -> None:
                 check_options(key, value, OPTIONS[key.removeprefix("surefoot.dbops.")])
     roles = [role for play in data for role in play.get("roles", [])]
     imports = [play for play in data if "ansible.builtin.import_playbook" in play]
-    assert ours or roles or imports, "an example that shows nothing of this collection"
+    lookups = [name for name in LOOKUPS if f"lookup('surefoot.dbops.{name}'" in text]
+    assert ours or roles or imports or lookups, "an example that shows nothing of this collection"
 
 
 # --- tables that repeat what the code says
