@@ -174,10 +174,16 @@ CRITERIA: dict[str, Criterion] = {
             "gate.notified_24h", GO, WHEN_CONFIGURED, "postgresql_gate: when the notification was sent (notify.sent)"
         ),
         *_each(
-            "railway.redis.deployed railway.mongodb.deployed railway.redis.variable railway.mongodb.variable",
+            "railway.redis.deployed railway.mongodb.deployed",
             GO,
             WHEN_CONFIGURED,
-            "Railway's API",
+            "railway_service_info: an active deployment with a replica that runs",
+        ),
+        *_each(
+            "railway.redis.variable railway.mongodb.variable",
+            GO,
+            WHEN_CONFIGURED,
+            "railway_variables_info: the first of the named variables that can be used from here",
         ),
         *_each(
             "railway.redis.healthy railway.mongodb.healthy", GO, WHEN_CONFIGURED, "Railway's API and a probe of each"

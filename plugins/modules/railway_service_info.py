@@ -88,6 +88,7 @@ seealso:
 EXAMPLES = r"""
 - name: Are Redis and MongoDB deployed, and do they run?
   surefoot.dbops.railway_service_info:
+    api_token: "{{ railway_api_token }}"
     project: lancio
     environment: production
     services:
@@ -95,8 +96,6 @@ EXAMPLES = r"""
         kind: redis
       - name: MongoDB
         kind: mongodb
-  environment:
-    RAILWAY_API_TOKEN: "{{ railway_api_token }}"
 
 - name: Wait for a deployment that is on its way
   surefoot.dbops.railway_service_info:

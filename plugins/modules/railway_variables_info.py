@@ -111,6 +111,7 @@ seealso:
 EXAMPLES = r"""
 - name: Which URLs are set, and can they be used from here?
   surefoot.dbops.railway_variables_info:
+    api_token: "{{ railway_api_token }}"
     project: lancio
     environment: production
     services:
@@ -119,8 +120,6 @@ EXAMPLES = r"""
       - name: MongoDB
         kind: mongodb
         variables: [MONGO_PUBLIC_URL, MONGO_URL, MONGODB_URL]
-  environment:
-    RAILWAY_API_TOKEN: "{{ railway_api_token }}"
 
 - name: Has a password changed since the last time?
   surefoot.dbops.railway_variables_info:

@@ -112,6 +112,7 @@ ACCOUNT_TOKEN = "acc-91b3e7f0-token-2c8d"
 WORKSPACE_TOKEN = "wsp-5e2f8a64-token-7b1c"
 SECRETS = (REDIS_SECRET, MONGO_SECRET, PROJECT_TOKEN, ACCOUNT_TOKEN, WORKSPACE_TOKEN)
 WORKSPACE = "ws-lancio"
+MALFORMED_SECRET = "malf0rmed-Pa55-3d7e90"
 
 Json = dict[str, t.Any]
 Headers = t.Union[email.message.Message, t.Mapping[str, str]]
@@ -501,3 +502,37 @@ def railway_server(world: World) -> t.Iterator[RailwayServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def malformed_urls() -> list[str]:
+    """URLs that no client of Redis or MongoDB can use, each with :data:`MALFORMED_SECRET` in it."""
+    forms = [
+        "{scheme}://default:{secret}@:",
+        "{scheme}://default:{secret}@",
+        "{scheme}://default:{secret}@:6379",
+        "{scheme}://default:{secret}@host:",
+        "{scheme}://default:{secret}@host:0",
+        "{scheme}://default:{secret}@host:port",
+        "{scheme}://default:{secret}@host:63x9",
+        "{scheme}://default:{secret}@[::1",
+        "{scheme}://default:{secret}@::1]:6379",
+        "{scheme}://default:{secret}@host:1:2",
+        "{scheme}://default:{secret}@a:1,:2",
+        "{scheme}://default:{secret}",
+        "{scheme}://default:{secret}/x@host:6379",
+        "{scheme}://default:{secret}?x@host:6379",
+        "{scheme}://default:{secret}#x@host:6379",
+        "{scheme}://:{secret}",
+        "{scheme}:/default:{secret}@host:6379",
+        "{scheme}//default:{secret}@host:6379",
+        "{scheme}:default:{secret}@host:6379",
+        "://default:{secret}@host:6379",
+        "default:{secret}@host:6379",
+        "{secret}",
+        "ftp://default:{secret}@host:6379",
+        "{scheme}s{scheme}://default:{secret}@host:6379",
+        "{scheme}://default:{secret}@${{{{RAILWAY_TCP_PROXY_DOMAIN}}}}:${{{{RAILWAY_TCP_PROXY_PORT}}}}",
+        "{scheme}://default:{secret}${{{{shared.X}}}}@host:6379",
+        "<{scheme}://default:{secret}@host:6379>",
+    ]
+    return [form.format(scheme=scheme, secret=MALFORMED_SECRET) for form in forms for scheme in ("redis", "mongodb")]
