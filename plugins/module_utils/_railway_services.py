@@ -294,7 +294,7 @@ class Deployment:
 
     @property
     def runs(self) -> bool:
-        return not self.stopped and "RUNNING" in self.instances
+        return "RUNNING" in self.instances
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,8 @@ attributes:
   check_mode:
     description: Can run in C(check_mode) and return changed status prediction without modifying the target.
     support: full
+    details:
+      - It asks all the same. No evidence is written to the run directory.
   diff_mode:
     description: Will return details on what has changed (or possibly needs changing in C(check_mode)) in diff mode.
     support: N/A
@@ -257,10 +259,8 @@ def run(module: Invocation) -> dict[str, t.Any]:
 
     # More often than once a second would only use up the hourly limit.
     patience = Patience(parse_duration(module.params["wait"]), max(1.0, parse_duration(module.params["poll_interval"])))
-    return {
-        "changed": False,
-        **run_interruptible(lambda: service_info(module.params, client, patience), stop),
-    }
+    params = {**module.params, "run_dir": None if module.check_mode else module.params["run_dir"]}
+    return {"changed": False, **run_interruptible(lambda: service_info(params, client, patience), stop)}
 
 
 def main() -> None:

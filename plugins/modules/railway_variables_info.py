@@ -23,6 +23,8 @@ attributes:
   check_mode:
     description: Can run in C(check_mode) and return changed status prediction without modifying the target.
     support: full
+    details:
+      - It asks all the same. No evidence is written to the run directory.
   diff_mode:
     description: Will return details on what has changed (or possibly needs changing in C(check_mode)) in diff mode.
     support: N/A
@@ -293,7 +295,8 @@ def run(module: Invocation) -> dict[str, t.Any]:
         module.never_show(found.token.value)
         return found
 
-    return {"changed": False, **variables_info(module.params, client)}
+    params = {**module.params, "run_dir": None if module.check_mode else module.params["run_dir"]}
+    return {"changed": False, **variables_info(params, client)}
 
 
 def main() -> None:

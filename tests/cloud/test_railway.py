@@ -49,7 +49,8 @@ class Railway:
         if "project_token" in given:
             given["api_token"] = None
         params.update({"api_url": self.server.url, "retry_wait": "10s", **given})
-        results = Invocation(params, False, False, name="railway").perform(module.run)
+        check_mode = params.pop("check_mode", False)
+        results = Invocation(params, check_mode, False, name="railway").perform(module.run)
         # No result of any test holds a secret, but for the one place where it was asked for.
         shown = json.dumps({key: value for key, value in results.items() if key != "variable_values"})
         assert not [secret for secret in SECRETS if secret in shown]
@@ -116,6 +117,15 @@ def test_the_public_url_is_chosen_and_the_runs_evidence_says_so(
     written = (tmp_path / "evidence.jsonl").read_text(encoding="utf-8")
     assert json.loads(written)["measured"]["selected"] == "REDIS_PUBLIC_URL"
     assert not [secret for secret in SECRETS if secret in written]
+
+
+def test_check_mode_asks_and_writes_nothing(railway: Railway, tmp_path: pathlib.Path) -> None:
+    for results in (
+        railway.variables(REDIS, run_dir=str(tmp_path / "run"), check_mode=True),
+        railway.deployed(REDIS, run_dir=str(tmp_path / "run"), check_mode=True),
+    ):
+        assert [item["verdict"] for item in results["evidence"]] == ["pass"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_tcp_proxy_the_public_url_has_no_host_and_the_private_one_is_explained(railway: Railway) -> None:

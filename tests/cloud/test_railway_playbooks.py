@@ -338,11 +338,13 @@ def test_the_role_puts_what_it_finds_into_the_runs_evidence_and_leaves_the_decis
         {"name": "Redis", "kind": "redis"},
         {"name": "MongoDB", "kind": "mongodb", "variables": ["MONGODB_URL"]},
     ]
+    play.environ = {"TOKEN_OF_THE_PROJECT": PROJECT_TOKEN}
     done = play.run(
         [],
         roles=["surefoot.dbops.surefoot_railway"],
         variables={
             "surefoot_railway": {**WHERE, "services": services},
+            "surefoot_railway_project_token": "{{ lookup('ansible.builtin.env', 'TOKEN_OF_THE_PROJECT') }}",
             "surefoot_railway_api_url": play.server.url,
             "surefoot_run_started": {"run_id": "r1", "run_dir": str(run_dir)},
         },
