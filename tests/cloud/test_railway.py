@@ -6,8 +6,10 @@ wrong, and each thing a token may not see. What that server leaves untested, its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import socket
 import threading
 import typing as t
 
@@ -570,3 +572,62 @@ def test_the_log_of_the_server_has_no_secret(railway: Railway) -> None:
     text = json.dumps([railway.server.log, railway.server.seen])
     assert "surefootVariables" in text
     assert not [secret for secret in SECRETS if secret in text]
+
+
+class Raw:
+    """A server that says what it is told to, and then goes away or falls silent."""
+
+    def __init__(self, *pieces: bytes, silent: bool = False) -> None:
+        self._pieces, self._silent = pieces, silent
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._done.is_set():
+                connection, _address = self._socket.accept()
+                with connection:
+                    connection.recv(65536)
+                    for piece in self._pieces:
+                        connection.sendall(piece)
+                    while self._silent and not self._done.wait(0.05):
+                        connection.sendall(b" ")  # never silent for as long as a socket's timeout
+
+    def __enter__(self) -> Raw:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._done.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [HEAD + b"Content-Length: 1000\r\n\r\n", b'{"data": {"projects"'],
+        [HEAD + b"Content-Length: 1000\r\n\r\n"],
+        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b'f\r\n{"data": {"proj'],
+        [b"\x00\x01 no HTTP\r\n\r\n"],
+        [],
+    ],
+    ids=["in the body", "before the body", "in a chunk", "no HTTP", "nothing"],
+)
+def test_an_answer_that_breaks_off_is_none(railway: Railway, quick: list[float], pieces: list[bytes]) -> None:
+    with Raw(*pieces) as server:
+        results = railway.variables(REDIS, api_url=server.url)
+    assert "closed the connection or does not speak HTTP" in results["msg"], results["msg"]
+
+
+def test_an_answer_that_drips_does_not_outlive_the_timeout(railway: Railway) -> None:
+    with Raw(HEAD + b"Content-Length: 1000\r\n\r\n", silent=True) as server:
+        results = railway.variables(REDIS, api_url=server.url, timeout="300ms", retry_wait="0s")
+    assert "did not answer within 0.3 s" in results["msg"]
