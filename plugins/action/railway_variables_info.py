@@ -8,15 +8,15 @@ import typing as t
 
 from ansible.module_utils.parsing.convert_bool import boolean
 
-from ansible_collections.surefoot.dbops.plugins.modules.railway_variables_info import argument_spec, run
+from ansible_collections.surefoot.dbops.plugins.modules import railway_variables_info
 from ansible_collections.surefoot.dbops.plugins.plugin_utils._in_worker import LibraryAction
 
 
 class ActionModule(LibraryAction):
     """Runs the module of the same name here when its target is this machine."""
 
-    argument_spec = staticmethod(argument_spec)
-    perform = staticmethod(run)
+    argument_spec = staticmethod(railway_variables_info.argument_spec)
+    perform = staticmethod(railway_variables_info.run)
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """The task's result. Values are not fetched by a task whose result Ansible would print, log and hand to
