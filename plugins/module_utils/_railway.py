@@ -30,14 +30,15 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     PlanError,
     SurefootError,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
-from ansible_collections.surefoot.dbops.plugins.module_utils._webhook import (
+from ansible_collections.surefoot.dbops.plugins.module_utils._post import (
+    LOOPBACK,
     Address,
     Delivery,
     Reply,
     exchange,
     placeholder,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
 
 API_URL = "https://backboard.railway.com/graphql/v2"
 PROJECT_TOKEN_VARIABLE = "RAILWAY_TOKEN"
@@ -50,7 +51,6 @@ MAX_PAGES = 50
 _ATTEMPTS = 4  # of one request that was not answered, or with a server error
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 15.0
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _PAGE_INFO = "pageInfo { hasNextPage endCursor }"
 _NAMED = "edges { node { id name } } " + _PAGE_INFO
@@ -182,7 +182,7 @@ class Client:
         self.token = token
         self.requests = 0
         self._address = Address.parse(api_url or API_URL, what="api_url", allow_http=True)
-        if not self._address.secure and self._address.host not in _LOOPBACK:
+        if not self._address.secure and self._address.host not in LOOPBACK:
             raise PlanError(
                 f"api_url would send the token to {self._address.host} without TLS", remedy="Give an https URL."
             )
