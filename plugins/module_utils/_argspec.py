@@ -99,3 +99,27 @@ def railway_argument_spec() -> ArgumentSpec:
         },
         mutually_exclusive=[("project_token", "api_token")],
     )
+
+
+def aws_argument_spec() -> ArgumentSpec:
+    """How to reach AWS: fragment ``surefoot.dbops._aws``. Names as in amazon.aws.
+
+    Environment variables are not fallbacks here: they would count as given, and a profile of the environment would
+    exclude the keys of a task.
+    """
+    return ArgumentSpec(
+        argument_spec={
+            "region": {"type": "str", "aliases": ["aws_region"]},
+            "profile": {"type": "str", "aliases": ["aws_profile"]},
+            "access_key": {"type": "str", "aliases": ["aws_access_key", "aws_access_key_id"], "no_log": False},
+            "secret_key": {"type": "str", "aliases": ["aws_secret_key", "aws_secret_access_key"], "no_log": True},
+            "session_token": {"type": "str", "aliases": ["aws_session_token"], "no_log": True},
+            "endpoint_url": {"type": "str", "aliases": ["aws_endpoint_url"]},
+            "aws_ca_bundle": {"type": "path"},
+            "validate_certs": {"type": "bool", "default": True},
+            "aws_config": {"type": "dict"},
+        },
+        mutually_exclusive=[("profile", option) for option in ("access_key", "secret_key", "session_token")],
+        required_together=[("access_key", "secret_key")],
+        required_by={"session_token": ("access_key",)},
+    )

@@ -188,7 +188,26 @@ CRITERIA: dict[str, Criterion] = {
         *_each(
             "railway.redis.healthy railway.mongodb.healthy", GO, WHEN_CONFIGURED, "Railway's API and a probe of each"
         ),
-        *_each("rds.snapshot_available rds.no_failover", GO, WHEN_CONFIGURED, "the API of Amazon RDS"),
+        *_each(
+            "rds.snapshot_available",
+            GO,
+            WHEN_CONFIGURED,
+            "rds_snapshot: available, of this very instance, young enough, encrypted",
+        ),
+        # RDS cannot forbid a failover. One is noticed: before the apply, and after it once it is through.
+        *_each(
+            "rds.no_failover",
+            (GO, SIGN_OFF),
+            WHEN_CONFIGURED,
+            "rds_status_info: events of the instance, and its zones against an earlier look",
+            after_apply=True,
+        ),
+        *_each(
+            "rds.maintenance_held",
+            SIGN_OFF,
+            WHEN_MEASURABLE,
+            "rds_maintenance_window: nothing of AWS's own was due within the hold's horizon",
+        ),
         *_each("gate.decision", SIGN_OFF, REQUIRED, "the record of postgresql_gate before the apply"),
         *_each("migration.applied", SIGN_OFF, REQUIRED, "the ledger, after postgresql_migration"),
         *_each("migration.lock_budget", SIGN_OFF, WHEN_CONFIGURED, "pg_locks during the apply"),

@@ -590,12 +590,15 @@ def examine(
         readable=problem is None,
         reason=problem.reason if problem else None,
         remedy=problem.remedy if problem else None,
-        evidence=_evidence(counts, problem, limits or {}) if wanted or problem else [],
+        evidence=judge_counts(counts, problem, limits or {}) if wanted or problem else [],
     )
     return results
 
 
-def _evidence(counts: Counts | None, problem: NotReadable | None, limits: t.Mapping[str, int | None]) -> list[Evidence]:
+def judge_counts(
+    counts: Counts | None, problem: NotReadable | None, limits: t.Mapping[str, int | None], source: str = "server log"
+) -> list[Evidence]:
+    """A record for each criterion of the server log."""
     records = []
     for criterion, key in CRITERIA.items():
         limit = limits.get(key, 0)
@@ -621,5 +624,5 @@ def _evidence(counts: Counts | None, problem: NotReadable | None, limits: t.Mapp
             else:
                 outcome = "pass"
         required = "no limit" if limit is None else f"at most {limit}"
-        records.append(Evidence(criterion, "apply", outcome, measured, required, "server log", details=details))
+        records.append(Evidence(criterion, "apply", outcome, measured, required, source, details=details))
     return records

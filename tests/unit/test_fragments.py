@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = "ansible_collections.surefoot.dbops.plugins"
 
 
-@pytest.mark.parametrize("name", ["connection", "railway", "run", "variables"])
+@pytest.mark.parametrize("name", ["aws", "connection", "railway", "run", "variables"])
 def test_fragment_and_argument_spec_agree(name):
     fragment = importlib.import_module(f"{PACKAGE}.doc_fragments._{name}").ModuleDocFragment
     documented = yaml.safe_load(fragment.DOCUMENTATION)["options"]
@@ -28,7 +28,9 @@ def test_fragment_and_argument_spec_agree(name):
             assert documented[option].get(key) == entry.get(key), f"{option}: {key}"
 
 
-MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("postgresql_*.py"))
+MODULES = sorted(
+    path.stem for kind in ("postgresql", "rds") for path in (ROOT / "plugins" / "modules").glob(f"{kind}_*.py")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -176,7 +176,7 @@ def test_a_count_of_zero_beside_unreadable_records_is_not_measured() -> None:
     counts = Counts("app")
     counts.add(None)
     counts.add(entry(sqlstate="23503"))
-    found = {item.criterion: item.verdict for item in _serverlog._evidence(counts, None, {"errors": 5})}
+    found = {item.criterion: item.verdict for item in _serverlog.judge_counts(counts, None, {"errors": 5})}
     assert found == {
         "serverlog.permission_denied": "not_measured",
         "serverlog.foreign_key_violation": "fail",
@@ -190,7 +190,7 @@ def test_a_limit_above_zero_lets_that_many_pass() -> None:
     for _number in range(3):
         counts.add(entry())
     limits: dict[str, int | None] = {"permission_denied": 3, "errors": 2}
-    found = {item.criterion: item.verdict for item in _serverlog._evidence(counts, None, limits)}
+    found = {item.criterion: item.verdict for item in _serverlog.judge_counts(counts, None, limits)}
     assert found["serverlog.permission_denied"] == "pass" and found["serverlog.errors"] == "fail"
 
 
