@@ -156,7 +156,7 @@ class Instance:
             raise RdsRefused(
                 f"the tags of {self.identifier} do not say what was there before the hold: {TAG_WINDOW} or"
                 f" {TAG_AUTO_MINOR} is missing or was changed",
-                remedy="Set window and automatic minor upgrades as they should be, and remove the tags surefoot:hold-*.",
+                remedy="Set window and automatic minor upgrades as they should be; remove the tags surefoot:hold-...",
             ) from None
 
     def state(self) -> dict[str, t.Any]:
@@ -167,11 +167,8 @@ class Instance:
 
 def _modifications(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     # The one value of it that is a secret comes masked from AWS; it is not passed on all the same.
-    return {
-        name: "***" if name == "MasterUserPassword" else value
-        for name, value in given.items()
-        if value not in (None, {})
-    }
+    shown = {name: value for name, value in given.items() if value not in (None, {})}
+    return {name: "***" if name == "MasterUserPassword" else value for name, value in shown.items()}
 
 
 def find_instance(api: Api, identifier: str) -> Instance:
@@ -388,8 +385,8 @@ class MaintenanceWindow:
         holder = instance.tags.get(TAG_RUN)
         if request.run_id and holder and holder != _NOT_IN_TAGS.sub("_", request.run_id)[:256]:
             self._notes.append(
-                f"{instance.identifier} is held{_holder(instance)} and stays so; release it without run_id if that run is"
-                " over"
+                f"{instance.identifier} is held{_holder(instance)} and stays so; release it without run_id"
+                " if that run is over"
             )
             return instance
         window, auto_minor = instance.originals()
@@ -436,7 +433,8 @@ class MaintenanceWindow:
             )
         if instance.pending_modifications and not self._request.allow_pending_modifications:
             raise RdsRefused(
-                f"{instance.identifier} has modifications that wait: {', '.join(sorted(instance.pending_modifications))}",
+                f"{instance.identifier} has modifications that wait:"
+                f" {', '.join(sorted(instance.pending_modifications))}",
                 remedy="Have them applied or withdrawn first, or set allow_pending_modifications: true.",
             )
 
@@ -512,8 +510,8 @@ class MaintenanceWindow:
                 return now
             if time.monotonic() + pause > deadline:
                 raise RdsRefused(
-                    f"{wanted.identifier} does not show what was asked for after {human_duration(self._request.timeout)}:"
-                    f" window {now.window}, automatic minor upgrades {'on' if now.auto_minor else 'off'},"
+                    f"{wanted.identifier} does not show what was asked for after"
+                    f" {human_duration(self._request.timeout)}: window {now.window}, automatic minor upgrades {'on' if now.auto_minor else 'off'},"
                     f" status {now.status}",
                     remedy="Run again; the originals of a hold are in its tags.",
                 )
@@ -528,7 +526,9 @@ class MaintenanceWindow:
 
     def _facts(self, instance: Instance) -> dict[str, t.Any]:
         pending = None if self._pending is None else [item.to_dict() for item in self._pending]
-        originals = {name: instance.tags[tag] for name, tag in _ORIGINAL_KEYS.items() if tag in instance.tags}
+        originals: dict[str, t.Any] = {
+            name: instance.tags[tag] for name, tag in _ORIGINAL_KEYS.items() if tag in instance.tags
+        }
         if "auto_minor_version_upgrade" in originals:
             originals["auto_minor_version_upgrade"] = originals["auto_minor_version_upgrade"] == "true"
         return {

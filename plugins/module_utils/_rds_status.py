@@ -192,7 +192,8 @@ def _blue_green(api: Api, instance: Instance, notes: list[str]) -> list[dict[str
         return None
     for item in found:
         notes.append(
-            f"the Blue/Green deployment {item['name']} is {item['status']}: most changes of the schema break its replication"
+            f"the Blue/Green deployment {item['name']} is {item['status']}:"
+            " most changes of the schema break its replication"
         )
     return found
 

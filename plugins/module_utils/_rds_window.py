@@ -92,7 +92,7 @@ def parse_backup_window(text: object) -> tuple[Window, ...]:
     if not numbers or max(numbers[0], numbers[2]) > 23 or max(numbers[1], numbers[3]) > 59:
         raise PlanError(
             f"the backup window {str(text)!r} cannot be read",
-            remedy="RDS writes it as hh:mm-hh:mm; look at the instance.",
+            remedy="RDS writes it as hh:mm-hh:mm.",
         )
     first, last = numbers[0] * 60 + numbers[1], numbers[2] * 60 + numbers[3]
     return tuple(Window(first + day * DAY, (last - first) % DAY) for day in range(7))
@@ -142,9 +142,7 @@ def _minute(text: str, what: str, day: str, hour: str, minute: str) -> int:
     if day not in DAYS:
         raise PlanError(f"{what}: {text!r} names no day {day!r}", remedy=f"Days are {', '.join(DAYS)}. {_SHAPE}")
     if len(hour) != 2 or len(minute) != 2 or int(hour) > 23 or int(minute) > 59:
-        raise PlanError(
-            f"{what}: {text!r} has no time {hour}:{minute}", remedy=f"Times go from 00:00 to 23:59. {_SHAPE}"
-        )
+        raise PlanError(f"{what}: {text!r} has no time {hour}:{minute}", remedy=f"From 00:00 to 23:59. {_SHAPE}")
     return DAYS.index(day) * DAY + int(hour) * 60 + int(minute)
 
 

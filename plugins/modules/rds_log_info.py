@@ -16,8 +16,8 @@ description:
     hands out. M(surefoot.dbops.postgresql_log_info) is the same for a log that can be read as a file.
   - Reads C(csvlog), which takes C(log_destination = csvlog) in the parameter group. Fields of the C(stderr) format,
     which is what RDS logs by default, cannot be told apart.
-  - The server is made to log a line of its own, C(surefoot marker), which must appear in the files. This shows that they
-    are those of the server that O(login_url) or O(login_host) leads to, and complete up to now.
+  - The server is made to log a line of its own, C(surefoot marker), which must appear in the files. This shows that
+    they are those of the server that O(login_url) or O(login_host) leads to, and complete up to now.
   - What cannot be read is V(not_measured), with the reason and what to do; it is never taken for zero errors.
   - Errors of sessions whose C(application_name) begins with C(surefoot:) are those that checks provoke on purpose; they
     are counted apart. Errors of other databases of the server are, too, except C(PANIC).
