@@ -31,6 +31,7 @@ try:
     import boto3
     import botocore.config
     import botocore.exceptions
+    import botocore.parsers
 
     BOTO3_ERROR: ImportError | None = None
 except ImportError as exc:
@@ -224,7 +225,7 @@ class Api:
                         remedy="Run again later, or look what else calls the API of this account.",
                         aws_code=code,
                     ) from None
-            except botocore.exceptions.BotoCoreError as exc:
+            except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as exc:
                 raise _of_botocore(exc, self._action(operation)) from None
             self.pause(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)

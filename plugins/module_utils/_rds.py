@@ -511,7 +511,8 @@ class MaintenanceWindow:
             if time.monotonic() + pause > deadline:
                 raise RdsRefused(
                     f"{wanted.identifier} does not show what was asked for after"
-                    f" {human_duration(self._request.timeout)}: window {now.window}, automatic minor upgrades {'on' if now.auto_minor else 'off'},"
+                    f" {human_duration(self._request.timeout)}: window {now.window},"
+                    f" automatic minor upgrades {'on' if now.auto_minor else 'off'},"
                     f" status {now.status}",
                     remedy="Run again; the originals of a hold are in its tags.",
                 )

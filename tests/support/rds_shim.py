@@ -14,6 +14,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import functools
 import http.client
 import http.server
 import pathlib
@@ -204,6 +205,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     on_CreateDBSnapshot = on_DescribeDBSnapshots
 
     def _show_snapshot(self, node: ET.Element, making: Making) -> None:
+        for element, value in making.facts.items():
+            _set(node, element, value)
         if making.percents:
             percent = making.percents.pop(0)
             # The last one stays when it is not 100: a snapshot that never finishes.
@@ -215,8 +218,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
         _set(node, "Status", making.final)
         _set(node, "PercentProgress", "100")
-        for element, value in making.facts.items():
-            _set(node, element, value)
 
     def on_DescribeEvents(self, arguments: dict[str, str], body: bytes) -> None:
         if self.server.events is None:
@@ -392,6 +393,7 @@ def running_shim(moto: str) -> t.Iterator[Shim]:
         thread.join()
 
 
+@functools.cache
 def client(url: str, service: str = "rds") -> t.Any:
     """A boto3 client for what the tests set up and look at themselves."""
     import boto3
