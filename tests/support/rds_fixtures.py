@@ -10,6 +10,7 @@ import pathlib
 import typing as t
 
 import botocore.loaders
+import botocore.session
 import pytest
 
 from ansible_collections.surefoot.dbops.tests.support.rds_shim import (
@@ -42,7 +43,7 @@ def rds(rds_shim: Shim, rds_moto: str, tmp_path: pathlib.Path, monkeypatch: pyte
     """The shim in front of an empty moto server with one instance, ``platform-prod``."""
     without_aws(monkeypatch, tmp_path)
     # The descriptions of the services are large: read once here, and not for every client.
-    monkeypatch.setattr(botocore.loaders, "create_loader", lambda *_args, **_more: _LOADER)
+    monkeypatch.setattr(botocore.session, "create_loader", lambda *_args, **_more: _LOADER)
     reset_moto(rds_moto)
     rds_shim.reset()
     make_instance(rds_shim.url)
