@@ -132,17 +132,10 @@ def include(name: str) -> dict[str, t.Any]:
 
 def test_the_role_holds_and_releases_and_notices_a_failover(rds: Shim, tmp_path: pathlib.Path) -> None:
     start = {"surefoot_run_started": {"run_id": "20261122T211518Z-7c3b28", "run_dir": str(tmp_path / "run")}}
-    variables = {
-        "surefoot_rds": {"db_instance_identifier": "platform-prod", "region": REGION, "horizon": "30m"},
-        **start,
-    }
+    instance = {"db_instance_identifier": "platform-prod", "region": REGION, "horizon": "30m"}
+    block = [include(name) for name in ("status", "hold", "snapshot", "status")]
     done = playbook(
-        play(
-            {
-                "block": [include(name) for name in ("status", "hold", "snapshot", "status")],
-                "always": [include("release")],
-            }
-        ),
+        play({"block": block, "always": [include("release")]}),
         tmp_path,
         rds,
         "-e",
