@@ -123,6 +123,8 @@ class AwsOptions:
         for name in ("secret_key", "session_token"):
             register_secret(params.get(name))
         bundle = params.get("aws_ca_bundle")
+        if bundle and not os.path.exists(bundle):
+            raise PlanError(f"aws_ca_bundle: {bundle} does not exist", remedy="Give a file of CA certificates.")
         return cls(
             region=params.get("region") or _environment("AWS_REGION", "AWS_DEFAULT_REGION"),
             # With keys, a profile of the environment is not meant.
