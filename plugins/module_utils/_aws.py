@@ -207,13 +207,18 @@ class Api:
         :raises AwsError: refused, or not reached
         :raises PlanError: no credentials, no region
         """
+        method = getattr(self._client, operation, None)
+        if method is None:
+            raise EnvironmentProblem(
+                f"the boto3 of this host does not know {self._action(operation)}", remedy="pip install --upgrade boto3"
+            )
         deadline = time.monotonic() + THROTTLE_SECONDS
         pause = _FIRST_PAUSE
         while True:
             try:
                 with warnings.catch_warnings():  # of certificates not verified, which the user asked for
                     warnings.simplefilter("ignore")
-                    answer: dict[str, t.Any] = getattr(self._client, operation)(**arguments)
+                    answer: dict[str, t.Any] = method(**arguments)
                 self._note_clock(answer)
                 return answer
             except botocore.exceptions.ClientError as exc:
