@@ -67,6 +67,7 @@ class Shim(http.server.ThreadingHTTPServer):
         self.snapshots: dict[str, Making] = {}
         self.throttled: collections.Counter[str] = collections.Counter()
         self.refused: dict[str, tuple[int, str, str]] = {}  # action: status, code, text
+        self.refusals: dict[str, list[tuple[int, str, str]]] = {}  # of successive calls
         self.events: list[dict[str, t.Any]] | None = None
         self.log_files: dict[str, pathlib.Path] = {}
         self.portion = 4096
@@ -113,6 +114,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.throttled[action] > 0:
             self.server.throttled[action] -= 1
             self._error(400, "Throttling", "Rate exceeded")
+        elif self.server.refusals.get(action):
+            self._error(*self.server.refusals[action].pop(0))
         elif action in self.server.refused:
             self._error(*self.server.refused[action])
         else:
