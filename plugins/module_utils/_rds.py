@@ -297,6 +297,7 @@ class MaintenanceWindow:
         self._notes: list[str] = []
         self._pending: list[Pending] | None = None
         self._horizon: dict[str, str] | None = None
+        self._sent = False  # whether anything was changed, as far as it came
 
     def run(self) -> dict[str, t.Any]:
         """The task's results, ``evidence`` as :class:`Evidence`.
@@ -313,9 +314,10 @@ class MaintenanceWindow:
                 after = self._release(instance)
             else:
                 after = self._present(instance)
-        except RdsRefused as exc:
-            exc.results.update(self._facts(instance))
-            exc.results["evidence"] = [self._evidence("fail", exc.message)] if self._request.state == "held" else []
+        except SurefootError as exc:
+            exc.results.update({"changed": self._sent, **self._facts(instance)})
+            judged = self._request.state == "held" and isinstance(exc, RdsRefused)
+            exc.results["evidence"] = [self._evidence("fail", exc.message)] if judged else []
             raise
         before, now = instance.state(), after.state()
         held = self._request.state == "held"
@@ -370,6 +372,7 @@ class MaintenanceWindow:
         wanted = dataclasses.replace(wanted, tags={**instance.tags, **tags})
         if new and not request.check_mode:
             # Before anything is changed: from here on the originals cannot be lost.
+            self._sent = True
             self._api.call(
                 "add_tags_to_resource",
                 ResourceName=instance.arn,
@@ -491,6 +494,7 @@ class MaintenanceWindow:
             changes["AutoMinorVersionUpgrade"] = wanted.auto_minor
         if changes and not self._request.check_mode:
             # One call for both, and nothing else in it.
+            self._sent = True
             self._api.call("modify_db_instance", DBInstanceIdentifier=instance.identifier, **changes)
 
     def _confirm(self, before: Instance, wanted: Instance) -> Instance:
@@ -522,6 +526,7 @@ class MaintenanceWindow:
     def _forget(self, instance: Instance) -> Instance:
         names = [name for name in TAGS if name in instance.tags]
         if names and not self._request.check_mode:
+            self._sent = True
             self._api.call("remove_tags_from_resource", ResourceName=instance.arn, TagKeys=names)
         return dataclasses.replace(instance, tags=_without_hold(instance.tags))
 

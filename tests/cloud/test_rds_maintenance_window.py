@@ -167,6 +167,7 @@ def test_a_change_that_never_shows_is_an_error(rds: Shim) -> None:
     rds.lag = 1000
     results = window(rds, OTHER, wait_timeout="600ms")
     assert results["failed"] and results["error"]["code"] == "rds" and "does not show" in results["msg"]
+    assert results["changed"]  # it was asked for
 
 
 @pytest.mark.parametrize("what", ["maintenance", "modification", "nothing"])
