@@ -123,3 +123,18 @@ def aws_argument_spec() -> ArgumentSpec:
         required_together=[("access_key", "secret_key")],
         required_by={"session_token": ("access_key",)},
     )
+
+
+def registry_argument_spec() -> ArgumentSpec:
+    """The table of registered databases: fragment ``surefoot.dbops._registry``."""
+    return ArgumentSpec(
+        argument_spec={
+            "schema": {"type": "str", "default": "platform"},
+            "table": {"type": "str", "default": "databases"},
+            "columns": {"type": "dict", "default": {}},
+            "encryption": {"type": "str", "choices": ["trigger", "client"], "default": "trigger"},
+            "encryption_key": {"type": "str", "no_log": True},
+            "key_setting": {"type": "str", "default": "app.database_encryption_key", "no_log": False},
+            "decrypt_function": {"type": "str", "default": "decrypt_database_connection_string"},
+        },
+    )

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = "ansible_collections.surefoot.dbops.plugins"
 
 
-@pytest.mark.parametrize("name", ["aws", "connection", "railway", "run", "variables"])
+@pytest.mark.parametrize("name", ["aws", "connection", "railway", "registry", "run", "variables"])
 def test_fragment_and_argument_spec_agree(name):
     fragment = importlib.import_module(f"{PACKAGE}.doc_fragments._{name}").ModuleDocFragment
     documented = yaml.safe_load(fragment.DOCUMENTATION)["options"]
