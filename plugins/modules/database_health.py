@@ -40,10 +40,9 @@ attributes:
         does not count.
 options:
   targets:
-    description: Databases to probe.
+    description: Databases to probe. This, O(encryption_key) or both must be given.
     type: list
     elements: dict
-    default: []
     suboptions:
       name:
         description: What results and evidence call it.
@@ -266,7 +265,6 @@ def argument_spec() -> ArgumentSpec:
             "targets": {
                 "type": "list",
                 "elements": "dict",
-                "default": [],
                 "options": {
                     "name": {"type": "str", "required": True},
                     "url": {"type": "str", "required": True, "no_log": True},
@@ -292,7 +290,8 @@ def argument_spec() -> ArgumentSpec:
 def run(module: Invocation) -> dict[str, t.Any]:
     """Options to the library and back."""
     params = module.params
-    for target in params["targets"]:
+    targets = params["targets"] or []
+    for target in targets:
         for secret in secrets_of_url(target["url"]):
             module.never_show(secret)
     module.never_show(params["encryption_key"])
@@ -308,7 +307,7 @@ def run(module: Invocation) -> dict[str, t.Any]:
             write=params["update_registry"],
         )
     health = Health(
-        parse_targets(params["targets"]),
+        parse_targets(targets),
         request,
         criteria=params["criteria"],
         optional=params["optional"],

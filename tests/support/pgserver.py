@@ -163,11 +163,11 @@ def running_server(
 
 
 @contextlib.contextmanager
-def temporary_database(server: PgServer) -> t.Iterator[Database]:
-    """An empty database that lives as long as the block."""
+def temporary_database(server: PgServer, *, template: str = "template1") -> t.Iterator[Database]:
+    """A database that lives as long as the block: an empty one, or a copy of one that nobody is connected to."""
     database = Database(f"test_{uuid.uuid4().hex[:12]}", server)
     with contextlib.closing(server.connect()) as admin, admin.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {database.name}")
+        cursor.execute(f"CREATE DATABASE {database.name} TEMPLATE {template}")
     try:
         yield database
     finally:
