@@ -33,11 +33,8 @@ _KIND_OF = {
     "mongodb+srv": MONGODB,
 }
 _PORTS = {POSTGRESQL: 5432, REDIS: 6379, MONGODB: 27017}
-_FORMS = {
-    POSTGRESQL: "postgresql://user:password@host:5432/database",
-    REDIS: "redis://user:password@host:6379/0",
-    MONGODB: "mongodb://user:password@host:27017/database",
-}
+# Not spelled out: what hides passwords in messages would hide those of an example, too.
+_FORM = "Give scheme, user, password, host, port and database, in the form docs/registry.md shows."
 _ESCAPE = "Percent-encode reserved characters of user and password (@ is %40, / is %2F, : is %3A, ? is %3F, # is %23)."
 # What redis-py passes to its connection without looking at it; everything else would fail only when it connects.
 _REDIS_QUERY = ("db", "protocol", "client_name", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname")
@@ -128,9 +125,8 @@ def parse_store_url(url: t.Any, *, where: str = "the URL", kind: str | None = No
         return _parse(text, kind)
     except _Bad as exc:
         reason, remedy = exc.args
-        form = _FORMS.get(kind or "", " or ".join(_FORMS.values()) if kind is None else "")
     name = f"a {kind} URL" if kind else "the URL of a database"
-    raise PlanError(f"{where} is not {name}: {reason}", remedy=remedy or f"Give it as {form}.")
+    raise PlanError(f"{where} is not {name}: {reason}", remedy=remedy or _FORM)
 
 
 def secrets_of_url(url: t.Any) -> list[str]:
@@ -231,7 +227,7 @@ def _check_userinfo(userinfo: str, given: bool, kind: str) -> None:
     if kind == REDIS and not colon:
         raise _Bad(
             "it has a user without a password, which may be a password without its colon",
-            "Write redis://:password@host:6379/0 or redis://user:password@host:6379/0.",
+            "Put a colon before it if it is a password, else give user and password.",
         )
 
 
