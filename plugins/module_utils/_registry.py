@@ -114,7 +114,7 @@ class Registry:
             encryption=str(params["encryption"]),
             key_setting=setting,
             decrypt_function=str(params["decrypt_function"]),
-            update_function=str(params.get("update_function") or "update_database_health"),
+            update_function=str(params.get("update_function", "update_database_health")),
         )
 
     @property
