@@ -225,6 +225,13 @@ CRITERIA: dict[str, Criterion] = {
             WHEN_CONFIGURED,
             _PLAN_CHECK,
         ),
+        *_each(
+            "registration.encrypted registration.decryption",
+            _AFTER,
+            WHEN_CONFIGURED,
+            "database_registration decrypts what it wrote before it commits",
+        ),
+        *_each("databases.healthy", _AFTER, WHEN_CONFIGURED, "database_health: a login and a ping of each database"),
         *_each("watch.connections watch.wal_rate", SIGN_OFF, REQUIRED, "a sample a second during the apply"),
         *_each(
             "watch.temp_tables watch.waiters watch.replica_lag watch.endpoints",

@@ -10,8 +10,12 @@ of it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import typing as t
 
 import pytest
@@ -451,3 +455,75 @@ def test_the_session_with_the_key_is_gone_before_the_probes(platform: Database, 
             **platform.params,
         )
     assert seen and all(found == [] for found in seen)
+
+
+# --- the playbook
+
+
+@dataclasses.dataclass
+class Site:
+    """An inventory of one database, and a way to type the playbook."""
+
+    directory: pathlib.Path
+    database: Database
+
+    def playbook(self, *words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), "surefoot.dbops.health", *words],
+            cwd=self.directory,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        output = done.stdout + done.stderr
+        # The inventory of the test holds the key; what is searched is all that is printed at -vvv.
+        assert not [needle for needle in NEEDLES if needle in output]
+        return done.returncode, output
+
+
+@pytest.fixture
+def site(platform: Database, tmp_path: pathlib.Path) -> Site:
+    server = platform.server
+    (tmp_path / "hosts.yml").write_text(
+        "databases:\n  hosts:\n    platform:\n      ansible_connection: local\n"
+        '      ansible_python_interpreter: "{{ ansible_playbook_python }}"\n'
+        f"      surefoot_login_unix_socket: {server.host}\n      surefoot_login_port: {server.port}\n"
+        f"      surefoot_login_user: {server.superuser}\n      surefoot_login_db: {platform.name}\n"
+        f"      surefoot_secret_variables:\n        database_encryption_key: {KEY}\n",
+        encoding="utf-8",
+    )
+    return Site(tmp_path, platform)
+
+
+def test_the_playbook_says_one_line_and_its_exit_code(
+    site: Site, redis_store: RedisServer, mongodb_fake: FakeMongoDB
+) -> None:
+    register(site.database, cache=redis_store.url(), plain=f"mongodb://127.0.0.1:{mongodb_fake.port}")
+    words = ("-i", "hosts.yml", "-e", f"surefoot_health_timeout={ANSWERS}", "-vvv")
+    code, output = site.playbook(*words, "--check")
+    assert code == 0 and healths(site.database)["cache"] == ("unknown", None, False)
+    code, output = site.playbook(*words)
+    assert code == 0 and "platform: 2 of 2 databases are healthy." in output
+    assert healths(site.database) == {"cache": ("healthy", None, True), "plain": ("healthy", None, True)}
+
+    register(site.database, docs=f"mongodb://app:{WRONG}@127.0.0.1:{mongodb_fake.port}/app")
+    code, output = site.playbook(*words)
+    line = "2 of 3 databases are healthy; docs: auth_failed, the server is up and refuses the login."
+    assert code == 2 and f"platform: {line}" in " ".join(output.split())
+    assert healths(site.database)["docs"][0] == "unhealthy"
+    # What counts is the inventory's to say.
+    code, output = site.playbook(*words, "-e", '{"surefoot_health_optional": ["docs"]}')
+    assert code == 0 and "refuses the login (optional)." in " ".join(output.split())
+
+
+def test_the_playbook_refuses_an_inventory_without_a_database(site: Site) -> None:
+    (site.directory / "empty.yml").write_text("databases:\n", encoding="utf-8")
+    code, output = site.playbook("-i", "empty.yml")
+    assert code != 0 and "No host in the group databases" in output
+
+
+def test_the_playbook_fails_where_nothing_is_registered(site: Site) -> None:
+    code, output = site.playbook("-i", "hosts.yml")
+    assert code == 2 and "0 of 0 databases are healthy." in output

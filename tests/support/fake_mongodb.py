@@ -88,7 +88,7 @@ class FakeMongoDB(socketserver.ThreadingTCPServer):
         name = next(iter(command))
         self.commands.append(name)
         if name.lower() in ("hello", "ismaster"):
-            hello = {
+            hello: dict[str, t.Any] = {
                 "ok": 1,
                 "helloOk": True,
                 "isWritablePrimary": self.primary,
