@@ -76,8 +76,8 @@ options:
     default: [active]
   criteria:
     description:
-      - Criteria that one database of the registry decides, by its name, such as
-        C({Railway Redis: railway.redis.healthy}).
+      - Criteria that one database of the registry decides, by its name. C(railway.redis.healthy) for the one that is
+        called C(Railway Redis), for example.
     type: dict
     default: {}
   optional:
