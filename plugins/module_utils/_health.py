@@ -176,6 +176,8 @@ def _ask_postgresql(store: Store, timeout: float) -> Result:
     keywords: dict[str, t.Any] = dict(ConnectionOptions.from_params({"login_url": store.url}).keywords)
     keywords["connect_timeout"] = max(2, int(timeout))  # libpq knows whole seconds, from 2 on
     keywords["application_name"] = "surefoot:health"
+    # PGPASSWORD of the environment is for the servers of whoever set it, not for every address in a registry.
+    keywords.setdefault("password", "")
     # No startup options: a connection pooler, which a registered address may be, would refuse them.
     try:
         connection = psycopg2.connect(**keywords)

@@ -471,7 +471,7 @@ class Session:
                     raise Unreadable("the role may not read it") from None
                 raise Unreadable("another key, or damaged data") from None
         if value is None:
-            raise Unreadable("the decrypting function returned nothing")
+            raise Unreadable("the decrypting function returns nothing; it may read for certain users only")
         return str(value)
 
     def use_key(self, which: str) -> None:

@@ -154,6 +154,13 @@ def test_a_refused_login_is_reachable_and_never_passes(
     assert WRONG not in platform.server.log_text()
 
 
+def test_a_password_of_the_environment_is_sent_to_nobody(platform: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = platform.server
+    monkeypatch.setenv("PGPASSWORD", server.password)
+    url = f"postgresql://{server.superuser}@127.0.0.1:{server.port}/{platform.name}"
+    assert status(url)[0] == "auth_failed"
+
+
 def test_a_server_that_cannot_serve_is_an_error(platform: Database, redis_store: RedisServer) -> None:
     assert status(redis_store.url("/99")) == ("error", "the server has no such database")
     assert status(postgresql_url(platform, name="no_such")) == ("error", "the server has no such database")

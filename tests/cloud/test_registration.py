@@ -379,9 +379,11 @@ def register_three(database: Database) -> None:
     database.query("UPDATE platform.databases SET host = 'tunnel.internal' WHERE name = 'third'")
 
 
+ROTATE = {"state": "rotated", "name": None, "url": None, "old_encryption_key": KEY, "encryption_key": NEW_KEY}
+
+
 def rotate(database: Database, **more: t.Any) -> dict[str, t.Any]:
-    given = {"state": "rotated", "name": None, "url": None, "old_encryption_key": KEY, "encryption_key": NEW_KEY}
-    return task(database, **{**given, **more})
+    return task(database, **{**ROTATE, **more})
 
 
 def test_rotation_exchanges_the_key_of_every_row_in_one_transaction(platform: Database) -> None:
@@ -477,6 +479,27 @@ def test_a_role_that_policies_bind_cannot_rotate_a_part(platform: Database) -> N
     finally:
         platform.query(f"DROP OWNED BY {role}; DROP ROLE {role}")
     assert len(decrypted(platform)) == 3
+
+
+# --- after 007
+
+
+def test_after_007_the_session_says_for_whom_it_works(database: Database) -> None:
+    lancio.apply(database, lancio.RESTRICTIVE)
+    (organization,) = database.query("SELECT id FROM platform.organizations WHERE slug = 'lancio'")[0]
+    (owner,) = database.query("INSERT INTO platform.users (email) VALUES ('o@example.com') RETURNING id")[0]
+    database.query(
+        "INSERT INTO platform.organization_members (organization_id, user_id, role) VALUES (%s, %s, 'owner')",
+        (organization, owner),
+    )
+    refused(database, "the decrypting function returns nothing; it may read for certain users only")
+    database.query("DELETE FROM platform.databases")
+    refused(database, "the decrypting function returns nothing; it may read for certain users only")
+    acting = {"options": f"-c app.current_user_id={owner} -c app.current_org_id={organization}"}
+    assert task(database, connect_params=acting)["action"] == "created"
+    assert task(database, connect_params=acting)["changed"] is False
+    more = {"connect_params": acting, "project_ids": [project(database)]}
+    assert rotate(database, **more)["rotation"]["verified"] == 1
 
 
 # --- encryption on the client
