@@ -422,6 +422,7 @@ class Registration:
         unreadable: list[str] = []
         for row in rows:
             first, second = ("current", "previous") if row.mark.get("key_id") == new.id else ("previous", "current")
+            reason = ""
             for which in (first, second):
                 session.use_key(which)
                 try:

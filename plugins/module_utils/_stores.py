@@ -142,7 +142,7 @@ def secrets_of_url(url: t.Any) -> list[str]:
 
 
 def _parse(text: str, kind: str | None) -> Store:
-    scheme = _check_text(text, kind)
+    scheme = _check_text(text)
     actual = _KIND_OF[scheme]
     if kind is not None and kind != actual:
         raise _Bad("its scheme is that of another kind of database", None)
@@ -163,7 +163,7 @@ def _parse(text: str, kind: str | None) -> Store:
     return dataclasses.replace(store, secrets=tuple(value for value in dict.fromkeys(secrets) if len(value) >= 4))
 
 
-def _check_text(text: str, kind: str | None) -> str:
+def _check_text(text: str) -> str:
     """The scheme of a text that may be a URL."""
     if not text.strip():
         raise _Bad("it is empty", None)
@@ -188,7 +188,7 @@ def _check_text(text: str, kind: str | None) -> str:
         raise _Bad("it holds a character that a URL cannot hold", _ESCAPE)
     pieces = rest.split("%")[1:]
     if any(len(piece) < 2 or not set(piece[:2]) <= set("0123456789abcdefABCDEF") for piece in pieces):
-        raise _Bad("it has a % that begins no percent-encoded character", "Write % as %25.")
+        raise _Bad("it has a percent sign that begins no escape", "Percent-encode it: %25.")
     try:
         decoded = urllib.parse.unquote(rest, errors="strict")
     except UnicodeDecodeError:
