@@ -12,12 +12,16 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 import typing as t
 
 import pytest
 
-from ansible_collections.surefoot.dbops.plugins.module_utils._connection import connect
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions, connect
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._module import Invocation
+from ansible_collections.surefoot.dbops.plugins.module_utils._registration import Registration, Request
+from ansible_collections.surefoot.dbops.plugins.module_utils._registry import Registry
 from ansible_collections.surefoot.dbops.plugins.modules import database_registration
 from ansible_collections.surefoot.dbops.tests.support import lancio
 from ansible_collections.surefoot.dbops.tests.support.bad_urls import BAD_URLS, NEEDLE
@@ -366,6 +370,49 @@ def test_two_rows_of_one_name_are_refused(platform: Database) -> None:
     for _number in range(2):
         lancio.store(platform, URL, name="cache")
     refused(platform, "2 rows of platform.databases have this project and the name cache")
+
+
+def test_what_decrypts_to_another_url_is_not_committed(platform: Database) -> None:
+    platform.query("ALTER FUNCTION platform.decrypt_database_connection_string(uuid) RENAME TO real_one")
+    platform.query(
+        "CREATE FUNCTION platform.decrypt_database_connection_string(uuid) RETURNS text LANGUAGE sql"
+        " AS $$ SELECT platform.real_one($1) || '1' $$"
+    )
+    refused(platform, "what was written for cache decrypts to another URL")
+    assert rows(platform) == []
+    assert_kept_quiet(platform)
+
+
+def test_a_task_that_is_told_to_stop_changes_nothing(platform: Database) -> None:
+    task(platform)
+    spec = database_registration.argument_spec().argument_spec
+    params = {name: option.get("default") for name, option in spec.items()}
+    request = Request("present", project(platform), name="cache", url=OTHER_URL, encryption_key=KEY)
+    registration = Registration(ConnectionOptions.from_params(platform.params), Registry.from_params(params), request)
+    errors: list[SurefootError] = []
+
+    def work() -> None:
+        try:
+            registration.run()
+        except SurefootError as exc:
+            errors.append(exc)
+
+    with contextlib.closing(platform.connect()) as blocker, blocker.cursor() as cursor:
+        cursor.execute("BEGIN; SELECT 1 FROM platform.databases FOR UPDATE")
+        thread = threading.Thread(target=work)
+        thread.start()
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        for _attempt in range(200):
+            if platform.scalar(waiting):
+                break
+            time.sleep(0.02)
+        registration.stop("the test says so")
+        thread.join()
+        cursor.execute("ROLLBACK")
+    assert [error.code for error in errors] == ["sql"] and "cancel" in str(errors[0])
+    assert decrypted(platform) == {"cache": URL}
 
 
 # --- rotated
