@@ -238,6 +238,33 @@ def connect(
     return connection
 
 
+def open_console(options: ConnectionOptions, wait: t.Callable[[Connection], None]) -> Connection:
+    """An asynchronous connection to the admin console of a connection pooler, which knows neither startup settings nor
+    transactions.
+
+    :param wait: brings the connection from one state to the next, and raises TimeoutError when that takes too long
+    :raises ConnectionFailed: with what to do about it
+    """
+    require_driver()
+    keywords: dict[str, t.Any] = {**options.keywords, "application_name": "surefoot:console", "client_encoding": "UTF8"}
+    keywords.pop("options", None)
+    try:
+        connection: Connection = psycopg2.connect(**keywords, async_=1)
+        try:
+            wait(connection)
+        except BaseException:
+            connection.close()
+            raise
+    except TimeoutError:
+        raise ConnectionFailed(
+            f"cannot connect to {options.label}: no answer in time",
+            remedy="Check network, security group and VPN between this machine and the server.",
+        ) from None
+    except psycopg2.Error as exc:
+        raise _connection_failed(options, exc) from None
+    return connection
+
+
 def startup_options(settings: t.Mapping[str, str]) -> list[str]:
     """Settings as ``-c name=value`` words for libpq's ``options``, escaped by its rules (backslash before space and
     backslash)."""
@@ -288,6 +315,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"no pg_hba\.conf entry", "Let this host and user in by pg_hba.conf, or use the TLS mode it asks for (ssl_mode)."),
     (r"database \".*\" does not exist", "Check the database name (login_db or the URL's path)."),
     (r"role \".*\" does not exist", "Check the user name (login_user or the URL)."),
+    (r"FATAL: +not allowed", "Log in as a user that admin_users of pgbouncer.ini names."),
     (
         r"permission denied to set role|permission denied.*role",
         "Grant the role named by session_role to the login user.",

@@ -212,6 +212,13 @@ CRITERIA: dict[str, Criterion] = {
         *_each("migration.applied", SIGN_OFF, REQUIRED, "the ledger, after postgresql_migration"),
         *_each("migration.lock_budget", SIGN_OFF, WHEN_CONFIGURED, "pg_locks during the apply"),
         *_each(
+            "pgbouncer.paused pgbouncer.resumed pgbouncer.reconnected",
+            SIGN_OFF,
+            WHEN_CONFIGURED,
+            "pgbouncer: SHOW DATABASES, POOLS and SERVERS after its command",
+        ),
+        *_each("pgbouncer.clients_waiting", _AFTER, OPTIONAL, "pgbouncer_info: SHOW POOLS"),
+        *_each(
             "platform.databases.table platform.databases.indexes platform.databases.functions platform.databases.views",
             SIGN_OFF,
             WHEN_CONFIGURED,

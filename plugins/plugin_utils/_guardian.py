@@ -4,17 +4,19 @@
 
 # This file is PRIVATE to the collection. Do not use it from outside.
 
-"""A process that outlives the playbook to remove its shadow.
+"""A process that outlives the playbook to remove its shadow, or to resume what it paused.
 
-Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data. So whoever makes one for the
-length of a playbook leaves this process behind, before the first row is restored: it waits for the end of
-ansible-playbook and of the worker that makes the shadow, however they come, removes what is left of the run's shadow,
-and ends. After a run that removed its shadow itself it finds nothing to do.
+Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data, as a paused pool holds up its
+clients. So whoever makes one for the length of a playbook leaves this process behind, before the first row is restored
+and before the pause: it waits for the end of ansible-playbook and of the worker, however they come, removes what is left
+of the run's shadow or resumes the pool, and ends. After a run that did so itself it finds nothing to do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
 import subprocess
@@ -24,6 +26,7 @@ import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._pgbouncer import console_options, resume_if_paused
 from ansible_collections.surefoot.dbops.plugins.module_utils._process import start_time
 from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import ShadowRequest, remove_shadow
 
@@ -38,15 +41,46 @@ def leave_guardian(params: t.Mapping[str, t.Any], run_id: str) -> None:
 
     :param params: the options of the task that makes it
     """
+    _leave({"task": "shadow", "run_id": run_id, "where": params.get("where") or "embedded"}, params)
+
+
+def guard_pool(params: t.Mapping[str, t.Any], directory: str) -> str:
+    """Called in a worker of ansible-playbook, before it pauses a database of PgBouncer; what to give to
+    :func:`call_off`.
+
+    :param params: the options of the task that pauses it
+    :param directory: one that lives as long as the playbook and is nobody else's
+    """
+    token = f"{_pool_prefix(params, directory)}{os.getpid()}"
+    with open(token, "x", encoding="ascii"):
+        pass
+    _leave({"task": "pool", "database": str(params["database"]), "called_off": f"{token}.off"}, params)
+    return token
+
+
+def call_off(token: str) -> None:
+    """Its guardian has nothing to do: nothing was paused here, or it is resumed."""
+    os.replace(token, f"{token}.off")
+
+
+def call_off_all(params: t.Mapping[str, t.Any], directory: str) -> None:
+    """The guardians that tasks of this playbook left for the database that was resumed."""
+    for token in glob.glob(f"{glob.escape(_pool_prefix(params, directory))}*[0-9]"):
+        call_off(token)
+
+
+def _pool_prefix(params: t.Mapping[str, t.Any], directory: str) -> str:
+    keywords = console_options(params).keywords
+    subject = json.dumps([keywords.get("host"), keywords.get("port"), str(params["database"])])
+    return os.path.join(directory, f"surefoot-pool-{hashlib.sha256(subject.encode()).hexdigest()[:16]}-")
+
+
+def _leave(request: dict[str, t.Any], params: t.Mapping[str, t.Any]) -> None:
     playbook = os.getppid()
     if playbook <= 1:  # the first process of a container takes everything with it
         return
-    request = {
-        "makers": [(pid, start_time(pid)) for pid in (playbook, os.getpid())],
-        "run_id": run_id,
-        "where": params.get("where") or "embedded",
-        "connection": {name: params[name] for name in _LOGIN if params.get(name)},
-    }
+    request["makers"] = [(pid, start_time(pid)) for pid in (playbook, os.getpid())]
+    request["connection"] = {name: params[name] for name in _LOGIN if params.get(name)}
     root = os.path.abspath(__file__).rpartition(f"{os.sep}ansible_collections{os.sep}")[0]
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
@@ -78,14 +112,25 @@ def main() -> None:
     """What the process does."""
     request = json.load(sys.stdin)
     while any(_lives(pid, started) for pid, started in request["makers"]):
+        if "called_off" in request and os.path.exists(request["called_off"]):
+            return
         time.sleep(_POLL_SECONDS)
-    embedded = request["where"] == "embedded"
+    undo = {"shadow": _remove_shadow, "pool": _resume_pool}[request["task"]]
     for _attempt in range(_ATTEMPTS):
         with contextlib.suppress(SurefootError):
-            options = None if embedded else ConnectionOptions.from_params(request["connection"])
-            remove_shadow(options, ShadowRequest(where=request["where"], run_id=request["run_id"]), socket=None)
+            undo(request)
             return
         time.sleep(_RETRY_SECONDS)
+
+
+def _remove_shadow(request: t.Mapping[str, t.Any]) -> None:
+    embedded = request["where"] == "embedded"
+    options = None if embedded else ConnectionOptions.from_params(request["connection"])
+    remove_shadow(options, ShadowRequest(where=request["where"], run_id=request["run_id"]), socket=None)
+
+
+def _resume_pool(request: t.Mapping[str, t.Any]) -> None:
+    resume_if_paused(console_options(request["connection"]), request["database"])
 
 
 if __name__ == "__main__":
