@@ -7,10 +7,9 @@
 """PgBouncer's admin console: pause, resume and reconnect one of its databases, bounded, and resumed after a failure.
 
 The console speaks the simple protocol only, knows no transaction and no parameters. PAUSE and WAIT_CLOSE return when
-clients let go of their server connections, which in session pooling can be never; and PAUSE also returns when somebody
-else resumes, with the tag of another command. So commands run on a connection that is polled against a clock, on a
-second one lies the way back, and what was reached is read from SHOW, by the names of its columns, which become more from
-version to version.
+clients let go of their server connections, which in session pooling can be never; and that one of them returned proves
+nothing. So commands run on a connection that is polled against a clock, on a second one lies the way back, and what was
+reached is read from SHOW, by the names of its columns, which become more from version to version.
 """
 
 from __future__ import annotations
@@ -85,24 +84,27 @@ class Console:
         :raises ConnectionFailed: it does not answer
         """
         with self._connection.cursor() as cursor:
-            self._execute(cursor, f"SHOW {what}", time.monotonic() + _ANSWER, None)
+            self._execute(cursor, f"SHOW {what}", time.monotonic() + _ANSWER)
             names = [str(column.name).lower() for column in cursor.description or ()]
             return [dict(zip(names, row)) for row in cursor.fetchall()]
 
-    def command(self, text: str, seconds: float = _ANSWER, stop: threading.Event | None = None) -> None:
+    def command(self, text: str, deadline: float | None = None, meanwhile: t.Callable[[], None] | None = None) -> None:
         """Run a command to its end.
 
+        :param deadline: of the monotonic clock
+        :param meanwhile: called while it is waited for; what it raises ends the waiting
         :raises TimeoutError: it did not end in time; the connection is of no use any more
-        :raises Interrupted: ``stop`` was set before
         :raises PoolerError: PgBouncer refuses it
         """
         with self._connection.cursor() as cursor:
-            self._execute(cursor, text, time.monotonic() + seconds, stop)
+            self._execute(cursor, text, time.monotonic() + _ANSWER if deadline is None else deadline, meanwhile)
 
-    def _execute(self, cursor: t.Any, text: str, deadline: float, stop: threading.Event | None) -> None:
+    def _execute(
+        self, cursor: t.Any, text: str, deadline: float, meanwhile: t.Callable[[], None] | None = None
+    ) -> None:
         try:
             cursor.execute(text)
-            self._wait(self._connection, deadline, stop)
+            self._wait(self._connection, deadline, meanwhile)
         except psycopg2.Error as exc:
             if exc.pgcode:  # its refusals have the class of connection errors
                 raise _refused(text, str(exc)) from None
@@ -112,19 +114,17 @@ class Console:
             ) from None
 
     @staticmethod
-    def _wait(connection: t.Any, deadline: float, stop: threading.Event | None = None) -> None:
+    def _wait(connection: t.Any, deadline: float, meanwhile: t.Callable[[], None] | None = None) -> None:
         while True:
             state = connection.poll()
             if state == psycopg2.extensions.POLL_OK:
                 return
-            if stop is not None and stop.is_set():
-                raise Interrupted("the task was told to stop")
+            if meanwhile is not None:
+                meanwhile()
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            readers, writers = (
-                ([], [connection]) if state == psycopg2.extensions.POLL_WRITE else ([connection], [])
-            )
+            readers, writers = ([], [connection]) if state == psycopg2.extensions.POLL_WRITE else ([connection], [])
             select.select(readers, writers, [], min(left, _POLL))
 
 
@@ -139,12 +139,15 @@ def _refused(text: str, said: str) -> PoolerError:
         )
     if "not allowed" in said:
         return PoolerError(
-            f"PgBouncer does not let this user {word}", remedy="Log in as a user that admin_users of pgbouncer.ini names."
+            f"PgBouncer does not let this user {word}",
+            remedy="Log in as a user that admin_users of pgbouncer.ini names.",
         )
     if "no such database" in said.lower():
         return PoolerError(f"PgBouncer knows no such database for {word}", remedy="See SHOW DATABASES on its console.")
     if "suspended" in said or "paused" in said:
-        return PoolerError(f"PgBouncer says that {word} does not fit its state", remedy="See SHOW DATABASES, SHOW STATE.")
+        return PoolerError(
+            f"PgBouncer says that {word} does not fit its state", remedy="See SHOW DATABASES, SHOW STATE."
+        )
     return PoolerError(f"PgBouncer refuses {word}", remedy="Look into its log.")
 
 
@@ -214,7 +217,9 @@ def read_version(console: Console, options: ConnectionOptions) -> str:
         rows = console.show("VERSION")
     except PoolerError:
         rows = []
-    found = re.search(r"PgBouncer[^\n]*?(\d+(?:\.\d+)+)", " ".join(str(value) for row in rows for value in row.values()))
+    found = re.search(
+        r"PgBouncer[^\n]*?(\d+(?:\.\d+)+)", " ".join(str(value) for row in rows for value in row.values())
+    )
     if found is None:
         raise EnvironmentProblem(
             f"{options.label} is not the admin console of a PgBouncer",
@@ -261,7 +266,8 @@ def _all_paused(console: Console) -> bool:
     except PoolerError:
         return False
     return any(
-        str(row.get("key")).lower() in ("paused", "suspended") and str(row.get("value")).lower() == "yes" for row in rows
+        str(row.get("key")).lower() in ("paused", "suspended") and str(row.get("value")).lower() == "yes"
+        for row in rows
     )
 
 
@@ -343,6 +349,11 @@ class _Work:
             after, changed = do(console, before)
             return self._results(before, after, changed=changed)
 
+    def check_stop(self) -> None:
+        """:raises Interrupted: the task was told to stop"""
+        if self._stop.is_set():
+            raise Interrupted("the task was told to stop")
+
     # --- pause and resume
 
     def _pause(self, console: Console, before: Pools) -> tuple[Pools, bool]:
@@ -351,16 +362,18 @@ class _Work:
             raise PoolerError(f"PgBouncer's database {name} is disabled", remedy="ENABLE it on the console first.")
         if (before.paused or before.all_paused) and not before.busy:
             return before, False
+        deadline = self._started + self._request.timeout
+        watch = _PauseWatch(self, console, before)
         try:
             with contextlib.closing(Console(self._options)) as worker:
-                worker.command(f"PAUSE {worker.quoted(name)}", self._request.timeout, self._stop)
-            after = read_pools(console, name, before.version)
-            # Also another's RESUME makes PAUSE return.
-            if not after.paused or after.busy:
-                raise PoolerError(
-                    f"PAUSE of {name} returned, but PgBouncer does not hold it paused",
-                    remedy="Somebody resumed it meanwhile: find out who works on this PgBouncer.",
-                )
+                worker.command(f"PAUSE {worker.quoted(name)}", deadline, watch)
+                # After an earlier WAIT_CLOSE, PgBouncer 1.18 lets PAUSE return at once, with that one's tag.
+                while watch.now.busy or not watch.now.paused:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+                    watch(returned=True)
+                    time.sleep(_POLL)
+            after = watch.now
         except TimeoutError:
             held = self._busy(console, before)
             self._take_back(console, before)
@@ -414,7 +427,7 @@ class _Work:
             return before, False
         console.command(f"RECONNECT {console.quoted(name)}")
         with contextlib.suppress(TimeoutError), contextlib.closing(Console(self._options)) as worker:
-            worker.command(f"WAIT_CLOSE {worker.quoted(name)}", self._request.timeout, self._stop)
+            worker.command(f"WAIT_CLOSE {worker.quoted(name)}", self._started + self._request.timeout, self.check_stop)
         after = read_pools(console, name, before.version)
         if after.old_servers:
             left = f"{after.old_servers} server connection{'s' if after.old_servers != 1 else ''} from before"
@@ -464,8 +477,7 @@ class _Work:
         required = {
             PAUSED: f"paused, no client served, within {human_duration(self._request.timeout)}",
             RESUMED: "not paused",
-            RECONNECTED: "no server connection from before is left, within "
-            + human_duration(self._request.timeout),
+            RECONNECTED: "no server connection from before is left, within " + human_duration(self._request.timeout),
         }[self._request.state]
         return Evidence(
             criterion=f"pgbouncer.{self._request.state}",
@@ -476,6 +488,30 @@ class _Work:
             source=f"SHOW DATABASES, POOLS and SERVERS of PgBouncer {version}",
             details={"subject": self._request.database},
         )
+
+
+class _PauseWatch:
+    """Looks, on the other connection, whether PAUSE still holds: it does not say when somebody else resumes."""
+
+    def __init__(self, work: _Work, console: Console, before: Pools) -> None:
+        self._work, self._console, self._next, self._begun = work, console, 0.0, False
+        self.now = before
+
+    def __call__(self, returned: bool = False) -> None:
+        """:raises Interrupted: the task was told to stop
+        :raises PoolerError: it was resumed
+        """
+        self._work.check_stop()
+        if time.monotonic() < self._next:
+            return
+        self.now = read_pools(self._console, self.now.database, self.now.version)
+        self._next = time.monotonic() + _BETWEEN
+        if not self.now.paused and (self._begun or returned):
+            raise PoolerError(
+                f"PgBouncer's database {self.now.database} was to be paused, and somebody else resumed it",
+                remedy="Find out who works on this PgBouncer.",
+            )
+        self._begun = self._begun or self.now.paused
 
 
 def resume_if_paused(options: ConnectionOptions, database: str, console: Console | None = None) -> None:

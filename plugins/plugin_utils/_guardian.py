@@ -52,20 +52,24 @@ def guard_pool(params: t.Mapping[str, t.Any], directory: str) -> str:
     :param directory: one that lives as long as the playbook and is nobody else's
     """
     token = f"{_pool_prefix(params, directory)}{os.getpid()}"
-    with open(token, "x", encoding="ascii"):
-        pass
-    _leave({"task": "pool", "database": str(params["database"]), "called_off": f"{token}.off"}, params)
+    descriptor = os.open(token, os.O_RDONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Kept open by the guardian: the file is gone with the playbook, perhaps before the guardian looks again.
+        _leave({"task": "pool", "database": str(params["database"]), "called_off": descriptor}, params, descriptor)
+    finally:
+        os.close(descriptor)
     return token
 
 
 def call_off(token: str) -> None:
     """Its guardian has nothing to do: nothing was paused here, or it is resumed."""
-    os.replace(token, f"{token}.off")
+    with open(token, "w", encoding="ascii") as stream:
+        stream.write("off")
 
 
 def call_off_all(params: t.Mapping[str, t.Any], directory: str) -> None:
     """The guardians that tasks of this playbook left for the database that was resumed."""
-    for token in glob.glob(f"{glob.escape(_pool_prefix(params, directory))}*[0-9]"):
+    for token in glob.glob(f"{glob.escape(_pool_prefix(params, directory))}*"):
         call_off(token)
 
 
@@ -75,7 +79,7 @@ def _pool_prefix(params: t.Mapping[str, t.Any], directory: str) -> str:
     return os.path.join(directory, f"surefoot-pool-{hashlib.sha256(subject.encode()).hexdigest()[:16]}-")
 
 
-def _leave(request: dict[str, t.Any], params: t.Mapping[str, t.Any]) -> None:
+def _leave(request: dict[str, t.Any], params: t.Mapping[str, t.Any], *descriptors: int) -> None:
     playbook = os.getppid()
     if playbook <= 1:  # the first process of a container takes everything with it
         return
@@ -89,6 +93,7 @@ def _leave(request: dict[str, t.Any], params: t.Mapping[str, t.Any]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
+        pass_fds=descriptors,
         start_new_session=True,  # Ctrl-C is for the terminal's processes
     )
     # Not by argument or environment, which other users may see.
@@ -112,15 +117,21 @@ def main() -> None:
     """What the process does."""
     request = json.load(sys.stdin)
     while any(_lives(pid, started) for pid, started in request["makers"]):
-        if "called_off" in request and os.path.exists(request["called_off"]):
+        if _called_off(request):
             return
         time.sleep(_POLL_SECONDS)
+    if _called_off(request):
+        return
     undo = {"shadow": _remove_shadow, "pool": _resume_pool}[request["task"]]
     for _attempt in range(_ATTEMPTS):
         with contextlib.suppress(SurefootError):
             undo(request)
             return
         time.sleep(_RETRY_SECONDS)
+
+
+def _called_off(request: t.Mapping[str, t.Any]) -> bool:
+    return "called_off" in request and os.fstat(request["called_off"]).st_size > 0
 
 
 def _remove_shadow(request: t.Mapping[str, t.Any]) -> None:

@@ -141,4 +141,3 @@ def running_bouncer(
             output.close()
     finally:
         shutil.rmtree(directory)
-
