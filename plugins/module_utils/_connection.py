@@ -309,7 +309,7 @@ def quote_literal(value: t.Any, connection: Connection) -> str:
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
-        r"password authentication failed|no password supplied|SCRAM",
+        r"password authentication failed|no password supplied|SCRAM|SASL authentication failed",
         "Check user and password (login_password, the URL, or a passfile).",
     ),
     (r"no pg_hba\.conf entry", "Let this host and user in by pg_hba.conf, or use the TLS mode it asks for (ssl_mode)."),
