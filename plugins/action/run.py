@@ -17,7 +17,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import read_checks
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, SurefootError
-from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import record, utc_now
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import append_lines, record, utc_now
 from ansible_collections.surefoot.dbops.plugins.module_utils._gate import check_statements
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Actor, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._messages import announce, check_notice
@@ -27,13 +27,17 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._report import plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._report_html import write_report
 from ansible_collections.surefoot.dbops.plugins.module_utils._rescue import COMPARED, judge
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
+    MONITOR_FILE,
     SUMMARY_FILE,
     Phases,
     add_notes,
     begun_run,
+    check_monitored,
     check_notes,
     cut_off_run,
     describe,
+    last_look,
+    look_of,
     make_run_directory,
     read_summary,
     sign_off_of,
@@ -42,6 +46,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
 )
 from ansible_collections.surefoot.dbops.plugins.modules.run import REQUIRED_IF, argument_spec
 
+# What is done to a run that has changed its database already.
+_LATER = {"sign_off": "signed off", "monitor": "monitored"}
 _DATABASE_REMEDY = "Set surefoot_database_url, for example from the environment variable DATABASE_URL."
 
 
@@ -75,9 +81,10 @@ class ActionModule(ActionBase):
         read_checks(args["rollback_checks"], "surefoot_run_rollback_checks")
         # They need no measurement: better now than behind a backup and a rehearsal.
         check_statements(policy, args["attestations"], datetime.datetime.now(datetime.timezone.utc))
-        if args["action"] == "sign_off" and not args["go"]:
+        if args["action"] in _LATER and not args["go"]:
             raise PlanError(
-                "nothing says which run is to be signed off", remedy="Give its run directory: -e surefoot_go=DIRECTORY."
+                f"nothing says which run is to be {_LATER[args['action']]}",
+                remedy="Give its run directory: -e surefoot_go=DIRECTORY.",
             )
         if policy["backup"] == "required" and not args["backup"]:
             raise PlanError(
@@ -104,7 +111,11 @@ class ActionModule(ActionBase):
         run_dir: str | None = None
         run_id = args["run_id"] or new_run_id()
         begun = begun_run(os.path.join(here, args["go"]), name) if args["go"] else None
-        if begun is not None and begun.used_up and args["action"] != "sign_off":
+        if begun is not None and args["action"] == "monitor":
+            if self._task.check_mode:
+                raise PlanError("monitoring has no check mode", remedy="Run it without --check: it only measures.")
+            check_monitored(begun)
+        if begun is not None and begun.used_up and args["action"] not in _LATER:
             begun = None  # typed again after the apply, or a job launched again: a run of its own
         if begun is not None:
             run_dir, run_id = begun.directory, begun.run_id
@@ -126,6 +137,9 @@ class ActionModule(ActionBase):
             # Of a run that goes on: whether it has its GO, and the backup it took.
             "decided": begun is not None and begun.decided,
             "backup_taken": dict(begun.backup) if begun is not None else {},
+            # Of a run that is monitored: what it applied, and where the look before this one left off.
+            "applied": list(begun.applied) if begun is not None else [],
+            "last_look": last_look(begun.directory) if begun is not None and args["action"] == "monitor" else {},
             "started": utc_now(),
             "actor": {
                 "os_user": actor.os_user,
@@ -157,6 +171,9 @@ class ActionModule(ActionBase):
         if args["action"] == "sign_off":
             result = args["phases"].get("sign_off") or {}
             return {**read_summary(args["run"]["run_dir"]), "sign_off": sign_off_of(result)}
+        if args["action"] == "monitor":
+            look = look_of(args["phases"].get("monitor") or {}, args["phases"].get("server_log") or {}, utc_now())
+            return {**read_summary(args["run"]["run_dir"]), "monitoring": look}
         phases = dict(args["phases"])
         if args["run"].get("backup_taken"):  # by the part of the run before it was stopped
             phases["backup"] = {"backup": args["run"]["backup_taken"]}
@@ -183,6 +200,12 @@ class ActionModule(ActionBase):
         if not run.get("run_dir"):
             return result
         kept = {**{key: run.get(key) for key in ("run_id", "policy", "started", "actor")}, "finished": utc_now()}
+        if args["action"] == "monitor":  # who ran the migration, and when, stays as it was
+            kept = {key: summary[key] for key in kept if key in summary}
+            if args["state"] == "finished":
+                append_lines(os.path.join(run["run_dir"], MONITOR_FILE), [summary.pop("monitoring")])
+            else:
+                summary.pop("monitoring")
         try:
             write_json(run["run_dir"], SUMMARY_FILE, {**kept, **summary})
             author = str((run.get("actor") or {}).get("os_user") or "unknown")

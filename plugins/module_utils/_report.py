@@ -344,6 +344,10 @@ def _assemble(files: RunFiles, summary: Facts, plan: Facts, notice: Facts, rollb
         "backup": facts(summary.get("backup")) or None,
         "rollback": _rollback(summary, migrations, rollback_command),
         "notes": notes,
+        "monitoring": [
+            {key: item.get(key) for key in ("time", "decision", "failed", "missing", "counts")}
+            for item in files.lines("monitor.jsonl")
+        ],
         "plan": {key: plan.get(key) for key in ("name", "file", "sha256")},
         "notice": dict(notice),
         "chain": files.chain(),

@@ -796,6 +796,25 @@ def _notes(report: Facts) -> Markup | None:
     return join(parts) if parts else None
 
 
+def _monitoring(report: Facts) -> Markup | None:
+    lines = []
+    for look in report.get("monitoring") or []:
+        counts = look["counts"] if isinstance(look.get("counts"), dict) else {}
+        opened = [*(look.get("failed") or []), *(look.get("missing") or [])]
+        lines.append(
+            (
+                element("bdi", moment(look.get("time"))),
+                element("bdi", look.get("decision") or "not judged"),
+                _show(", ".join(map(str, opened))) if opened else _DASH,
+                _show(counts.get("errors")) if counts else _DASH,
+                _show(counts.get("permission_denied")) if counts else _DASH,
+            )
+        )
+    if not lines:
+        return None
+    return _table("Looks in the days after", ("When", "Decision", "Failed or missing", "Errors", "Denials"), lines)
+
+
 def _records(report: Facts) -> Markup | None:
     chain, backup, plan, actor = report["chain"], report["backup"] or {}, report["plan"], report["run"]["actor"] or {}
     pairs = [
@@ -836,6 +855,7 @@ _SECTIONS: tuple[tuple[str, str, t.Callable[[Facts], Markup | None]], ...] = (
     ("locks", "Locks that block others", _locks),
     ("latency", "Latency before and after", _latency),
     ("watch", "While it ran", _watch),
+    ("monitoring", "The days after", _monitoring),
     ("notes", "Issues and next steps", _notes),
     ("criteria", "Every criterion", _criteria),
     ("boxes", "The runbook's boxes", _boxes),

@@ -101,6 +101,7 @@ def write_json(run_dir: str, name: str, value: Results) -> str:
     return path
 
 
+MONITOR_FILE = "monitor.jsonl"
 NOTES_FILE = "notes.jsonl"
 NOTE_KINDS = ("note", "issue", "resolution", "next_step")
 
@@ -146,6 +147,7 @@ class Begun:
     decided: bool
     used_up: bool
     backup: Results
+    applied: tuple[str, ...] = ()
 
 
 def begun_run(path: str, name: str) -> Begun:
@@ -162,7 +164,50 @@ def begun_run(path: str, name: str) -> Begun:
             raise PlanError(f"the run in {directory} is {theirs}, this is {mine}", remedy=remedy)
     decided = os.path.isfile(os.path.join(directory, "go.json"))
     used_up = bool(summary.get("applied") or summary.get("rolled_back"))
-    return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {})
+    applied = tuple(map(str, summary.get("applied") or ()))
+    return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {}, applied)
+
+
+def check_monitored(begun: Begun) -> None:
+    """:raises PlanError: this run has left nothing to look after"""
+    if begun.applied and not read_summary(begun.directory).get("rolled_back"):
+        return
+    raise PlanError(
+        f"the run in {begun.directory} applied nothing that is still there",
+        remedy="Give surefoot_go the directory of a run that applied migrations.",
+    )
+
+
+def last_look(run_dir: str) -> dict[str, t.Any]:
+    """Time of the latest look of the monitoring, and where the server log stood; those of the end of the run when there
+    was none."""
+    summary = read_summary(run_dir)
+    look: dict[str, t.Any] = {"time": summary.get("finished"), "position": summary.get("log_position")}
+    try:
+        with open(os.path.join(run_dir, MONITOR_FILE), encoding="utf-8") as stream:
+            for line in stream:
+                item = json.loads(line)
+                # A look that could not read the log does not end what the next one has to count.
+                look = item if item.get("position") else look
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        raise PlanError(
+            f"{MONITOR_FILE} in {run_dir} cannot be read", remedy="Restore it, or move it away to begin anew."
+        ) from None
+    return {"time": look.get("time"), "position": look.get("position")}
+
+
+def look_of(gate: Results, log: Results, time: str) -> dict[str, t.Any]:
+    """One line of the monitoring: what the gate said, and what the next look needs."""
+    return {
+        "time": time,
+        "decision": gate.get("decision"),
+        "failed": _names(gate.get("failures")),
+        "missing": _names(gate.get("missing")),
+        "counts": log.get("counts"),
+        "position": log.get("position"),
+    }
 
 
 _REASONS = 5  # of a NO-GO, in the closing lines
@@ -183,6 +228,7 @@ PHASES = (
     "baseline_after",
     "server_log",
     "sign_off",
+    "monitor",
 )
 
 
@@ -267,6 +313,7 @@ def summarize(
         "not_rolled_back": _why_not_rolled_back(judgement or {}, rescue),
         "unproven": unproven,
         "sign_off": sign_off_of(phases["sign_off"]),
+        "log_position": phases["server_log"].get("position"),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
@@ -369,6 +416,8 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     :param rollback_hint: the command that takes back what was applied
     :param report: the report's path, or why there is none
     """
+    if summary.get("monitoring"):
+        return _describe_look(summary, report)
     name, done = summary["host"], summary["applied"] or summary["rolled_back"]
     verb = _VERBS[summary["action"]]
     lines = [
@@ -440,6 +489,23 @@ def _in_the_way(summary: Results) -> t.Iterator[str]:
     if summary["run_dir"] and summary["only_people"]:
         go = shlex.quote(str(summary["run_dir"]))
         yield f"  To decide again on the same backup and rehearsal: the same command with -e surefoot_go={go}"
+
+
+def _describe_look(summary: Results, report: str | None) -> list[str]:
+    look = summary["monitoring"]
+    applied = ", ".join(summary["applied"])
+    lines = [f"{summary['host']}: {look['decision'] or 'NOT JUDGED'} in monitoring of {applied}."]
+    for word, key in (("Failed", "failed"), ("Not measured or not said", "missing")):
+        if look[key]:
+            lines.append(f"{word}: {', '.join(look[key])}.")
+    if look["counts"]:
+        counts = look["counts"]
+        lines.append(
+            f"Server log since the look before: {counts['errors']} errors, {counts['permission_denied']} denials,"
+            f" {counts['foreign_key_violation']} foreign key violations."
+        )
+    lines.append(f"Run directory: {summary['run_dir']}")
+    return lines + ([f"Report: {report}"] if report else [])
 
 
 def _lost_tables(phases: Phases, rolled_back: t.Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ options:
   action:
     description: What the run does.
     type: str
-    choices: [migrate, rollback, baseline, announce, sign_off]
+    choices: [migrate, rollback, baseline, announce, sign_off, monitor]
     default: migrate
   path:
     description:
@@ -105,7 +105,7 @@ options:
     description:
       - Registered results of the run's tasks, or the names of the variables that hold them, under C(plan),
         C(preflight), C(probes_before), C(baseline_before), C(backup), C(shadow), C(rehearsal), C(baseline_shadow),
-        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), and C(sign_off).
+        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), C(sign_off), and C(monitor).
     type: dict
     default: {}
   stop_after:
@@ -300,7 +300,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "run_base": {"type": "path"},
         "action": {
             "type": "str",
-            "choices": ["migrate", "rollback", "baseline", "announce", "sign_off"],
+            "choices": ["migrate", "rollback", "baseline", "announce", "sign_off", "monitor"],
             "default": "migrate",
         },
         "path": {"type": "path"},
