@@ -4,8 +4,8 @@
 """Write the Grafana dashboards of ``playbooks/files/grafana/`` from the table below.
 
 A panel that counts takes its number from the catalog, from the statistics views or from tables, never from the text of
-queries. A table that may be missing or unreadable is looked for in the catalog first and counted by query_to_xml, so that
-the panel does not fail.
+queries. A table that may be missing or unreadable is looked for in the catalog first and counted by query_to_xml, so
+that the panel does not fail.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ LEDGER = {"ledger": ("Schema of the ledger", "surefoot")}
 # Rows of the referencing table without a row they refer to, counted for constraints that PostgreSQL has not validated:
 # for all others there can be none. Tables the role may not read are shown without a number.
 _ORPHANS = """
-SELECT con.conrelid::regclass::text AS "table", con.conname AS "constraint", con.confrelid::regclass::text AS "refers to",
+SELECT con.conrelid::regclass::text AS "table", con.conname AS "constraint",
+       con.confrelid::regclass::text AS "refers to",
        CASE WHEN has_table_privilege(con.conrelid, 'SELECT') AND has_table_privilege(con.confrelid, 'SELECT') THEN
          (xpath('/row/n/text()', query_to_xml(
            format('SELECT count(*) AS n FROM %s AS c WHERE %s AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)',
@@ -78,8 +79,8 @@ WHERE con.contype = 'f' AND NOT con.convalidated
 _QUARANTINE = """
 SELECT c.oid::regclass::text AS "table",
        CASE WHEN has_table_privilege(c.oid, 'SELECT') THEN
-         (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %s', c.oid::regclass), false, true, '')))
-           [1]::text::bigint
+         (xpath('/row/n/text()', query_to_xml(
+           format('SELECT count(*) AS n FROM %s', c.oid::regclass), false, true, '')))[1]::text::bigint
        END AS "rows",
        pg_total_relation_size(c.oid) AS "size"
 FROM pg_class AS c
@@ -158,7 +159,8 @@ HEALTH = Board(
         Panel(
             "Invalid indexes and checks that are not validated",
             "table",
-            'SELECT \'index\' AS "kind", i.indrelid::regclass::text AS "table", i.indexrelid::regclass::text AS "name"\n'
+            'SELECT \'index\' AS "kind", i.indrelid::regclass::text AS "table",\n'
+            '       i.indexrelid::regclass::text AS "name"\n'
             "FROM pg_index AS i WHERE NOT i.indisvalid OR NOT i.indisready\n"
             "UNION ALL\n"
             "SELECT 'check', conrelid::regclass::text, conname FROM pg_constraint\n"
@@ -239,7 +241,8 @@ RUNS = Board(
             "table",
             'SELECT started_at AS "started", run_id AS "run", set_name AS "set", action, outcome,\n'
             '       extract(epoch FROM finished_at - started_at)::float8 AS "seconds", os_user AS "by",\n'
-            '       requested_by AS "requested by", approved_by AS "approved by", evidence_head AS "head of the evidence"\n'
+            '       requested_by AS "requested by", approved_by AS "approved by",\n'
+            '       evidence_head AS "head of the evidence"\n'
             "FROM ${ledger}.runs WHERE $__timeFilter(started_at) ORDER BY started_at DESC LIMIT 200",
             "The head anchors the run's evidence; the playbook verify_report compares it.",
             width=24,
@@ -261,7 +264,8 @@ RUNS = Board(
         Panel(
             "Attempts that failed",
             "table",
-            'SELECT finished_at AS "at", run_id AS "run", migration_id AS "migration", action, outcome, attempts AS "tries",\n'
+            'SELECT finished_at AS "at", run_id AS "run", migration_id AS "migration", action, outcome,\n'
+            '       attempts AS "tries",\n'
             f'       {_SQLSTATE} AS "sqlstate", error ->> \'code\' AS "code"\n'
             "FROM ${ledger}.attempts WHERE $__timeFilter(finished_at) AND outcome <> 'succeeded'\n"
             "ORDER BY finished_at DESC LIMIT 200",
@@ -272,7 +276,8 @@ RUNS = Board(
         Panel(
             "What is applied",
             "table",
-            'SELECT set_name AS "set", migration_id AS "migration", applied_at AS "applied", left(raw_sha256, 12) AS "sha256"\n'
+            'SELECT set_name AS "set", migration_id AS "migration", applied_at AS "applied",\n'
+            '       left(raw_sha256, 12) AS "sha256"\n'
             "FROM ${ledger}.applied ORDER BY applied_at DESC LIMIT 500",
             "With the beginning of the hash of its file.",
             width=24,
@@ -386,7 +391,8 @@ SERVER = Board(
             "WAL that slots hold back",
             "table",
             'SELECT slot_name AS "slot", slot_type AS "type", active, wal_status AS "status",\n'
-            "       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,\n"
+            "       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()\n"
+            "                            ELSE pg_current_wal_lsn() END,\n"
             '                       restart_lsn)::float8 AS "held"\n'
             "FROM pg_replication_slots ORDER BY 5 DESC NULLS LAST",
             "A slot that nobody reads fills the disk.",
@@ -398,7 +404,8 @@ SERVER = Board(
             "Replicas",
             "table",
             'SELECT application_name AS "replica", state, sync_state AS "synchronous",\n'
-            "       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,\n"
+            "       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn()\n"
+            "                            ELSE pg_current_wal_lsn() END,\n"
             '                       replay_lsn)::float8 AS "behind",\n'
             '       extract(epoch FROM replay_lag)::float8 AS "lag"\n'
             "FROM pg_stat_replication ORDER BY 4 DESC NULLS LAST",
@@ -412,7 +419,8 @@ SERVER = Board(
             "table",
             'SELECT datname AS "database", numbackends AS "connections", xact_commit AS "commits",\n'
             '       xact_rollback AS "rollbacks", deadlocks, temp_bytes AS "temporary files",\n'
-            "       CASE WHEN has_database_privilege(datname, 'CONNECT') THEN pg_database_size(datname) END AS \"size\"\n"
+            "       CASE WHEN has_database_privilege(datname, 'CONNECT')\n"
+            '            THEN pg_database_size(datname) END AS "size"\n'
             "FROM pg_stat_database WHERE datname IS NOT NULL ORDER BY 7 DESC NULLS LAST",
             "Since the statistics were reset.",
             width=12,
@@ -439,7 +447,8 @@ REGISTRY = Board(
         Panel(
             "Unhealthy",
             "stat",
-            "SELECT count(*) AS \"databases\" FROM ${registry} WHERE health_check_status = 'unhealthy' AND status = 'active'",
+            'SELECT count(*) AS "databases" FROM ${registry}\n'
+            "WHERE health_check_status = 'unhealthy' AND status = 'active'",
             "Of those that are active.",
             width=6,
             thresholds=ZERO_IS_GOOD,
@@ -448,7 +457,8 @@ REGISTRY = Board(
             "Never checked, or not for an hour",
             "stat",
             'SELECT count(*) AS "databases" FROM ${registry}\n'
-            "WHERE status = 'active' AND (last_health_check_at IS NULL OR last_health_check_at < now() - interval '1 hour')",
+            "WHERE status = 'active'\n"
+            "  AND (last_health_check_at IS NULL OR last_health_check_at < now() - interval '1 hour')",
             "An old answer is no answer.",
             width=6,
             thresholds=((None, "green"), (1, "orange")),
@@ -456,7 +466,8 @@ REGISTRY = Board(
         Panel(
             "Oldest check",
             "stat",
-            "SELECT extract(epoch FROM now() - min(last_health_check_at))::float8 AS \"age\" FROM ${registry} WHERE status = 'active'",
+            'SELECT extract(epoch FROM now() - min(last_health_check_at))::float8 AS "age"\n'
+            "FROM ${registry} WHERE status = 'active'",
             "Of those that were checked.",
             width=6,
             unit="s",
@@ -464,7 +475,8 @@ REGISTRY = Board(
         Panel(
             "Databases",
             "table",
-            'SELECT name, type, host, port, status, health_check_status AS "health", last_health_check_at AS "checked",\n'
+            'SELECT name, type, host, port, status, health_check_status AS "health",\n'
+            '       last_health_check_at AS "checked",\n'
             '       left(health_check_error, 200) AS "error", ssl_enabled AS "tls"\n'
             "FROM ${registry} ORDER BY health_check_status = 'unhealthy' DESC, type, name LIMIT 500",
             "Without the connection strings, which the role may not read.",

@@ -378,8 +378,8 @@ class _Work:
             held = self._busy(console, before)
             self._take_back(console, before)
             error = PoolerError(
-                f"PgBouncer's database {name} could not be paused within {human_duration(self._request.timeout)}: {held}"
-                + ("" if before.paused else "; it is resumed"),
+                f"PgBouncer's database {name} could not be paused within"
+                f" {human_duration(self._request.timeout)}: {held}" + ("" if before.paused else "; it is resumed"),
                 remedy="Let long transactions end or raise timeout; in session pooling a client lets go only when it"
                 " disconnects: stop those clients, or leave the pause out and use state: reconnected after the change.",
                 code="pooler_busy",
@@ -435,7 +435,7 @@ class _Work:
                 f"RECONNECT of {name}: clients still hold {left} after {human_duration(self._request.timeout)}"
                 f" ({after.mode or 'unknown'} pooling)",
                 remedy="They are closed as soon as their clients let go: in transaction pooling at the end of a"
-                " transaction, in session pooling when the client disconnects. Restart those clients, or raise timeout.",
+                " transaction, in session pooling when the client disconnects. Restart those, or raise timeout.",
                 code="pooler_busy",
             )
             error.results = {"changed": True, "evidence_objects": [self._evidence(False, left, before.version)]}

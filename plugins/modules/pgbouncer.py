@@ -19,8 +19,8 @@ description:
   - A pause does not outlive the playbook. Where the task runs on the controller, in Ansible's own process, it leaves a
     process behind that resumes the database when ansible-playbook ends, also when it is killed. On another host, resume
     in C(always); after a kill of C(ansible-playbook) nobody else does.
-  - What was reached is read from C(SHOW DATABASES), C(SHOW POOLS) and C(SHOW SERVERS), not concluded from a command that
-    returned.
+  - What was reached is read from C(SHOW DATABASES), C(SHOW POOLS) and C(SHOW SERVERS), not concluded from a
+    command that returned.
   - The connection options name the admin console of PgBouncer, not the database behind it. This module is not in the
     action group C(postgresql), whose defaults name the latter.
 extends_documentation_fragment:
@@ -41,8 +41,8 @@ attributes:
       - This assumes that the system controlled or queried by the module has not changed in a relevant way.
     support: partial
     details:
-      - V(paused) and V(resumed) are idempotent. V(reconnected) is an act; it changes nothing only where PgBouncer has no
-        server connection.
+      - V(paused) and V(resumed) are idempotent. V(reconnected) is an act; it changes nothing only where PgBouncer
+        has no server connection.
 options:
   database:
     description: The database by the name that clients give to PgBouncer.

@@ -105,7 +105,8 @@ options:
     description:
       - Registered results of the run's tasks, or the names of the variables that hold them, under C(plan),
         C(preflight), C(probes_before), C(baseline_before), C(backup), C(shadow), C(rehearsal), C(baseline_shadow),
-        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), C(sign_off), and C(monitor).
+        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), C(sign_off), and
+        C(monitor).
     type: dict
     default: {}
   stop_after:

@@ -8,8 +8,8 @@
 
 Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data, as a paused pool holds up its
 clients. So whoever makes one for the length of a playbook leaves this process behind, before the first row is restored
-and before the pause: it waits for the end of ansible-playbook and of the worker, however they come, removes what is left
-of the run's shadow or resumes the pool, and ends. After a run that did so itself it finds nothing to do.
+and before the pause: it waits for the end of ansible-playbook and of the worker, however they come, removes what is
+left of the run's shadow or resumes the pool, and ends. After a run that did so itself it finds nothing to do.
 """
 
 from __future__ import annotations

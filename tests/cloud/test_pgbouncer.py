@@ -30,7 +30,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._pgbouncer import P
 from ansible_collections.surefoot.dbops.plugins.modules import pgbouncer, pgbouncer_info
 from ansible_collections.surefoot.dbops.tests.support.migrations import Background, environment, wait_until
 from ansible_collections.surefoot.dbops.tests.support.pgbouncer import (
-    ADMIN,
     NOBODY,
     PASSWORDS,
     PROGRAM,

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Each panel's SQL runs as the read-only role of the guide, with the macros as Grafana expands them. No Grafana runs."""
+"""Each panel's SQL runs as the read-only role of the guide, macros expanded as Grafana does. No Grafana runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def expand(sql: str, board: dict[str, t.Any]) -> str:
     """Variables, then the macros of Grafana's PostgreSQL data source."""
     for variable in board["templating"]["list"]:
         if variable["type"] == "constant":
-            sql = sql.replace("${%s}" % variable["name"], variable["query"])
+            sql = sql.replace("${" + variable["name"] + "}", variable["query"])
     sql = re.sub(r"\$__timeFilter\(([^()]+)\)", rf"\1 BETWEEN '{FROM}' AND '{TO}'", sql)
     sql = sql.replace("$__interval", "'3600s'")
     sql = re.sub(
