@@ -386,7 +386,7 @@ BOXES: tuple[Box, ...] = (
     Box(_P, 356, "Step 3", "no error", SIGN_OFF, ("migration.applied",), REGISTRATION),
     Box(_P, 554, "Week 1", "query error rate unchanged", MONITOR, ("serverlog.errors",)),
     Box(_P, 555, "Week 1", "response times unchanged", MONITOR, ("http.latency_p95", "baseline.regression")),
-    Box(_P, 556, "Week 1", "CPU and memory similar", MONITOR, ("rds.cpu_memory", "host.cpu_memory")),
+    Box(_P, 556, "Week 1", "CPU and memory similar", MONITOR, ("rds.cpu_memory",)),
     Box(_P, 557, "Week 1", "no user-reported issue", MONITOR, ("attestation.no_user_reports",)),
     Box(_P, 579, "Week 2-4", "RLS policies active", MONITOR, _RLS),
     Box(_P, 580, "Week 2-4", "no permission error", MONITOR, ("serverlog.permission_denied",)),

@@ -55,7 +55,7 @@ Row = t.Mapping[str, t.Any]
 class PoolerError(SurefootError):
     """PgBouncer did not do what it was asked for."""
 
-    code = "pooler"
+    code = "pgbouncer"
 
 
 # --- the console -----------------------------------------------------------------------------------------------------
