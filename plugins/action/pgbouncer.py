@@ -26,7 +26,7 @@ class ActionModule(LibraryAction):
         if self._task.check_mode or not args.get("database") or state not in ("paused", "resumed"):
             return super()._perform_here()
         # The playbook's own directory: private, and gone with it.
-        directory = str(C.DEFAULT_LOCAL_TMP)
+        directory = str(getattr(C, "DEFAULT_LOCAL_TMP"))  # noqa: B009  (set when Ansible starts)
         try:
             token = guard_pool(args, directory) if state == "paused" else None
         except SurefootError:  # the options are wrong; the module says how

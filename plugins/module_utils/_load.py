@@ -142,13 +142,14 @@ def slower(
     now: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any], request: LoadRequest
 ) -> tuple[list[dict[str, t.Any]], list[dict[str, t.Any]]]:
     """Statements that are slow now: those that became so by the factor, and those that were not there before."""
-    worse, new = [], []
+    worse: list[dict[str, t.Any]] = []
+    new: list[dict[str, t.Any]] = []
     for id_, item in now.items():
         earlier = before.get(id_)
         calls, mean = _since(item, earlier)
         if calls < request.min_calls or mean <= request.slow_ms:
             continue
-        entry = {"queryid": id_, "calls": calls, "mean_ms": round(mean, 3)}
+        entry: dict[str, t.Any] = {"queryid": id_, "calls": calls, "mean_ms": round(mean, 3)}
         if earlier is None or not int(earlier["calls"]):
             new.append(entry)
             continue
