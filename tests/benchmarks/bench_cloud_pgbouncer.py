@@ -1,8 +1,8 @@
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What pausing and resuming a database of PgBouncer costs: a playbook with the module against one that pings in its place,
-plus a bare script that sends the same commands, each command of it in a Python of its own as the module's task is one.
+"""What pausing and resuming a database of PgBouncer costs: a playbook with the module against one that pings in its
+place, plus a bare script that sends the same commands, each in a Python of its own as each task of the module is one.
 
 In turn, each round in the other order. It judges nothing; the numbers depend on the machine, the ratios much less.
 
@@ -25,7 +25,6 @@ import typing as t
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import conftest  # noqa: E402, F401  (links the checkout as the collection)
-
 from ansible_collections.surefoot.dbops.tests.support.pgbouncer import PROGRAM, Bouncer, running_bouncer  # noqa: E402
 from ansible_collections.surefoot.dbops.tests.support.pgserver import running_server, temporary_database  # noqa: E402
 
@@ -84,7 +83,8 @@ def measure(bouncer: Bouncer, directory: pathlib.Path, rounds: int) -> None:
                     times[name].append(seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         print(
-            f"pause and resume {title}: module {medians['module']:.2f} s, script and ping {medians['script + ping']:.2f} s,"
+            f"pause and resume {title}: module {medians['module']:.2f} s,"
+            f" script and ping {medians['script + ping']:.2f} s,"
             f" ratio {medians['module'] / medians['script + ping']:.2f} (median of {rounds})",
             flush=True,
         )
