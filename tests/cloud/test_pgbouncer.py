@@ -408,6 +408,7 @@ def test_from_a_playbook_it_does_the_same_and_shows_no_secret(
     output = Playbook(tmp_path, session_pool, PAUSE + PAUSE + RESUME + RESUME, "-vvv", "--diff", way=way).wait()
     assert "changed=2" in output and "failed=0" in output, output
     assert ("AnsiballZ_pgbouncer" in output) == (way == "module")
+    assert not any(word in session_pool.log_text() for word in PASSWORDS.values())
     assert not session_pool.paused(APP)
     with client(session_pool):
         output = Playbook(
@@ -514,7 +515,7 @@ def test_the_role_pauses_reconnects_and_resumes_and_does_nothing_where_nothing_i
     session_pool: Bouncer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "PLAY", ROLE)
-    output = Playbook(tmp_path, session_pool, "").wait()
+    output = Playbook(tmp_path, session_pool, "", "-vvv").wait()
     assert "changed=2" in output and "failed=0" in output and "skipped=4" in output, output
     records = (tmp_path / "run" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["criterion"].partition(".")[2] for line in records] == [

@@ -15,13 +15,17 @@ import typing as t
 import pytest
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import append_lines
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     Phases,
     add_notes,
     begun_run,
+    check_monitored,
     check_notes,
     cut_off_run,
     describe,
+    last_look,
+    look_of,
     make_run_directory,
     summarize,
     write_json,
@@ -273,3 +277,30 @@ def test_notes_of_operators_are_kept_once_and_checked(tmp_path: pathlib.Path) ->
     for wrong in ({"kind": "issue"}, {"text": "x", "kind": "rumour"}, "x"):
         with pytest.raises(PlanError, match=r"surefoot_notes\[1\]"):
             check_notes([wrong])
+
+
+def test_the_next_look_begins_where_the_last_that_could_read_the_log_left_off(tmp_path: pathlib.Path) -> None:
+    write_json(str(tmp_path), "run.json", {"finished": "f", "log_position": {"file": "a"}, "applied": ["001"]})
+    assert last_look(str(tmp_path)) == {"time": "f", "position": {"file": "a"}}
+    for time, position in (("1", {"file": "b"}), ("2", None)):
+        look = look_of({"decision": "GO"}, {"position": position}, time)
+        append_lines(str(tmp_path / "monitor.jsonl"), [look])
+    assert last_look(str(tmp_path)) == {"time": "1", "position": {"file": "b"}}
+    (tmp_path / "monitor.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(PlanError, match=r"monitor\.jsonl"):
+        last_look(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("applied", "rolled_back", "fits"), [(["001"], [], True), (["001"], ["001"], False), ([], [], False)]
+)
+def test_only_a_run_whose_migrations_are_there_is_monitored(
+    tmp_path: pathlib.Path, applied: list[str], rolled_back: list[str], fits: bool
+) -> None:
+    write_json(str(tmp_path), "run.json", {"applied": applied, "rolled_back": rolled_back, "run_id": tmp_path.name})
+    begun = begun_run(str(tmp_path), "app")
+    if fits:
+        check_monitored(begun)
+        return
+    with pytest.raises(PlanError, match="applied nothing that is still there"):
+        check_monitored(begun)
