@@ -374,6 +374,7 @@ class _Work:
                     watch(returned=True)
                     time.sleep(_POLL)
             after = watch.now
+            self.check_stop()  # who asked for it may be gone by now
         except TimeoutError:
             held = self._busy(console, before)
             self._take_back(console, before)
@@ -502,7 +503,7 @@ class _PauseWatch:
         :raises PoolerError: it was resumed
         """
         self._work.check_stop()
-        if time.monotonic() < self._next:
+        if not returned and time.monotonic() < self._next:
             return
         self.now = read_pools(self._console, self.now.database, self.now.version)
         self._next = time.monotonic() + _BETWEEN
