@@ -67,6 +67,7 @@ if t.TYPE_CHECKING:
 MANIFEST_FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 DUMP_NAME = "dump"
+DUMP_METHOD = "dump"  # of a backup that pg_dump took
 
 HASH_LEVELS = ("counts", "sampled", "full")
 
@@ -208,7 +209,7 @@ def _inspect_client(directory: str) -> Client:
             raise EnvironmentProblem(f"{path} cannot be run: {exc}") from exc
         match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?(\S*)", shown.stdout)
         if shown.returncode != 0 or not match:
-            raise EnvironmentProblem(f"{path} cannot be run: {_last_line(shown.stderr) or 'it names no version'}")
+            raise EnvironmentProblem(f"{path} cannot be run: {last_line(shown.stderr) or 'it names no version'}")
         text = f"{match[1]}.{match[2]}" if match[2] else f"{match[1]}{match[3]}"
         versions.append((int(match[1]) * 10000 + int(match[2] or 0), text))
     if versions[0][0] // 10000 != versions[1][0] // 10000:
@@ -446,7 +447,7 @@ class _Tail:
         return self._kept.decode("utf-8", "replace")
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
@@ -650,7 +651,7 @@ def validity(connection: Connection) -> dict[str, t.Any]:
     }
 
 
-def _schema(connection: Connection) -> dict[str, t.Any]:
+def schema_facts(connection: Connection) -> dict[str, t.Any]:
     """The catalog as a dump carries it, entry by entry, and the fingerprint of the whole database that drift detection
     and a GO compare: without the ledger, with what belongs to the database itself."""
     every = _catalog.entry_hashes(connection, exclude_schemas=())
@@ -671,7 +672,7 @@ def _rows(connection: Connection, statement: str) -> list[dict[str, t.Any]]:
         raise sql_error(exc, statement=statement, remedy=_sql_remedy(exc)) from None
 
 
-def _execute(connection: Connection, statement: str) -> None:
+def execute(connection: Connection, statement: str) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute(statement)
@@ -700,7 +701,7 @@ def _identity(connection: Connection) -> tuple[str | None, int | None]:
     return row["system_identifier"], row["timeline"]
 
 
-def _sequence_values(connection: Connection, relations: t.Sequence[Relation]) -> dict[int, int | None]:
+def sequence_values(connection: Connection, relations: t.Sequence[Relation]) -> dict[int, int | None]:
     """Last value of each sequence, None for one never used. Sequences have no snapshot: this is the current value."""
     oids = ", ".join(str(relation.oid) for relation in relations if relation.kind == "S" and relation.extension is None)
     if not oids:
@@ -733,12 +734,18 @@ def _some(names: t.Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _qualified(relation: Relation, connection: Connection) -> str:
+def qualified(relation: Relation, connection: Connection) -> str:
     return f"{quote_identifier(relation.schema, connection)}.{quote_identifier(relation.name, connection)}"
 
 
 def hash_statement(
-    table: str, columns: t.Sequence[str], key: t.Sequence[str], *, modulus: int | None, connection: Connection
+    table: str,
+    columns: t.Sequence[str],
+    key: t.Sequence[str],
+    *,
+    modulus: int | None,
+    connection: Connection,
+    where: str | None = None,
 ) -> str:
     """SELECT of one row: ``rows``, ``hashed`` rows, ``high`` and ``low``: the sums over all hashed rows of two 64 bit
     hashes of the row's text: ``hashtextextended`` with the seeds 1 and 2.
@@ -750,12 +757,14 @@ def hash_statement(
 
     :param table: qualified and quoted name
     :param key: primary key columns; with a modulus, only rows whose md5(key) is 0 modulo it are hashed
+    :param where: a condition: only rows that it holds for are counted and hashed
     """
     text = f"ROW({', '.join(quote_identifier(name, connection) for name in columns)})::text"
     inner = f'SELECT {text} COLLATE "C" AS r FROM ONLY {table}'
     if modulus:
         keys = f"ROW({', '.join(quote_identifier(name, connection) for name in key)})::text"
         inner += f" WHERE ('x' || substr(md5({keys}), 1, 8))::bit(32)::bigint % {modulus} = 0"
+    inner += f" WHERE {where}" if where else ""
     total = f"(SELECT count(*) FROM ONLY {table})" if modulus else "count(*)"
     # OFFSET 0 keeps the planner from making the text once for each seed.
     return (
@@ -769,7 +778,7 @@ HASH_PROBE = "SELECT hashtextextended('surefoot' COLLATE \"C\", 1)::text AS prob
 
 
 def _measure(relation: Relation, connection: Connection, level: str, modulus: int) -> dict[str, t.Any]:
-    table = _qualified(relation, connection)
+    table = qualified(relation, connection)
     if level == "counts" or relation.kind == "m":
         # A materialized view may be older than its tables; what a restore makes of it is a fresh one.
         return {"rows": _rows(connection, f"SELECT count(*) AS rows FROM ONLY {table}")[0]["rows"], "hash": None}
@@ -797,43 +806,43 @@ def _measure(relation: Relation, connection: Connection, level: str, modulus: in
 
 
 @dataclasses.dataclass
-class _Snapshot:
+class Snapshot:
     connection: Connection
     identifier: str
     relations: list[Relation]
     activity: dict[str, t.Any]
 
 
-def _open(
+def open_reader(
     work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float, purpose: str
 ) -> Connection:
     settings = {**SNAPSHOT_SETTINGS, "lock_timeout": str(milliseconds(lock_timeout))}
     connection = stack.enter_context(work.connection(connect(options, purpose=purpose, settings=settings)))
     if connection.server_version >= 170000:
         # Not a startup setting: servers before 17 refuse a name they do not know.
-        _execute(connection, "SET transaction_timeout = 0")
+        execute(connection, "SET transaction_timeout = 0")
     return connection
 
 
 def _lock_tables(connection: Connection, tables: t.Sequence[Relation]) -> None:
     for start in range(0, len(tables), 500):
-        names = ", ".join(f"ONLY {_qualified(table, connection)}" for table in tables[start : start + 500])
-        _execute(connection, f"LOCK TABLE {names} IN ACCESS SHARE MODE")
+        names = ", ".join(f"ONLY {qualified(table, connection)}" for table in tables[start : start + 500])
+        execute(connection, f"LOCK TABLE {names} IN ACCESS SHARE MODE")
 
 
-def _take_snapshot(
+def take_snapshot(
     work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float
-) -> _Snapshot:
+) -> Snapshot:
     """Lock all tables, then take the snapshot: a TRUNCATE, a rewrite or a DROP after it, which a snapshot does not
     protect from, cannot happen. The locks are those of a reader (ACCESS SHARE).
 
     :raises SurefootError: not everything may be read, or tables come and go too fast
     """
-    locker = _open(work, stack, options, lock_timeout, "backup-locks")
-    holder = _open(work, stack, options, lock_timeout, "backup-snapshot")
+    locker = open_reader(work, stack, options, lock_timeout, "backup-locks")
+    holder = open_reader(work, stack, options, lock_timeout, "backup-snapshot")
     for _attempt in range(10):
         work.check()
-        _execute(locker, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
+        execute(locker, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
         locked: set[int] = set()
         try:
             wanted = _relations(locker)
@@ -846,7 +855,7 @@ def _take_snapshot(
             if exc.sqlstate not in ("42P01", "3F000"):  # a table or schema went away between the list and the lock
                 raise
         else:
-            _execute(holder, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            execute(holder, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             identifier = str(_rows(holder, "SELECT pg_export_snapshot() AS id")[0]["id"])
             relations = _relations(holder)
             new = [
@@ -855,16 +864,16 @@ def _take_snapshot(
                 if r.kind in ("r", "p") and r.oid not in locked and (r.extension is None or r.data != "none")
             ]
             if not new:
-                return _Snapshot(holder, identifier, relations, written)
-            _execute(holder, "ROLLBACK")
-        _execute(locker, "ROLLBACK")
+                return Snapshot(holder, identifier, relations, written)
+            execute(holder, "ROLLBACK")
+        execute(locker, "ROLLBACK")
     raise BackupError(
         "tables are created or dropped faster than they can be locked", remedy="Take the backup while no DDL runs."
     )
 
 
 def _measure_all(
-    work: Work, options: ConnectionOptions, snapshot: _Snapshot, request: BackupRequest
+    work: Work, options: ConnectionOptions, snapshot: Snapshot, request: BackupRequest
 ) -> tuple[t.Callable[[], dict[int, dict[str, t.Any]]], concurrent.futures.ThreadPoolExecutor]:
     """Start counting and hashing in ``jobs`` sessions that import the snapshot; the function returned waits for it."""
     queue = sorted((r for r in snapshot.relations if r.counted), key=lambda r: r.size, reverse=True)
@@ -874,9 +883,9 @@ def _measure_all(
     def worker() -> None:
         try:
             with contextlib.ExitStack() as stack:
-                connection = _open(work, stack, options, request.lock_timeout, "backup-counts")
-                _execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                _execute(connection, f"SET TRANSACTION SNAPSHOT '{snapshot.identifier}'")
+                connection = open_reader(work, stack, options, request.lock_timeout, "backup-counts")
+                execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                execute(connection, f"SET TRANSACTION SNAPSHOT '{snapshot.identifier}'")
                 while True:
                     with lock:
                         if not queue:
@@ -918,8 +927,27 @@ class Manifest:
         return os.path.dirname(self.path)
 
     @property
+    def method(self) -> str:
+        """What took the backup: ``dump``, or else who; then there is no dump here."""
+        return str(self.data.get("method", DUMP_METHOD))
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it holds a sample of the rows: no backup, but what a shadow is made of."""
+        return self.data.get("content") == "sample"
+
+    @property
     def tables(self) -> list[dict[str, t.Any]]:
         return list(self.data["tables"])
+
+    def require_dump(self) -> None:
+        """:raises BackupError: it is the record of a backup that another program took, or no backup at all"""
+        if self.method != DUMP_METHOD:
+            raise BackupError(
+                f"{self.directory} holds no dump: it is the record of a backup taken by {self.method}"
+                f" ({self.data['external']['id']})",
+                remedy="Restore it with the program that took it (see docs/backup.md).",
+            )
 
     @property
     def size(self) -> int:
@@ -1152,7 +1180,7 @@ def read_archive(work: Work, client: Client, manifest: Manifest, path: str, *, f
         _label(table["schema"], table["name"])
         for table in manifest.tables
         if (table["extension"] is None and (_PG_CLASS, table["oid"]) not in relations)
-        or (table["data"] != "none" and table["oid"] not in data)
+        or (table["data"] != "none" and table["oid"] not in data and not manifest.sampled)
     ]
     missing += [
         _label(sequence["schema"], sequence["name"])
@@ -1310,7 +1338,7 @@ def prepare_destination(dest: str, *, create: bool = True) -> str:
 
 
 @contextlib.contextmanager
-def _locked(dest: str) -> t.Iterator[None]:
+def locked_directory(dest: str) -> t.Iterator[None]:
     """The short lock under which names are taken, leftovers swept and old backups removed."""
     path = os.path.join(dest, _LOCK_FILE)
     try:
@@ -1379,7 +1407,7 @@ def list_backups(dest: str) -> tuple[list[Manifest], list[str]]:
     return complete, problems
 
 
-def _same_database(manifest: Manifest, database: t.Mapping[str, t.Any]) -> bool:
+def same_database(manifest: Manifest, database: t.Mapping[str, t.Any]) -> bool:
     # Without a system identifier, a database of the same name and oid on another server would look the same.
     keys = ("system_identifier", "oid", "name")
     return database["system_identifier"] is not None and all(
@@ -1387,7 +1415,7 @@ def _same_database(manifest: Manifest, database: t.Mapping[str, t.Any]) -> bool:
     )
 
 
-def _age(manifest: Manifest) -> float:
+def backup_age(manifest: Manifest) -> float:
     """Seconds since the backup's snapshot."""
     created = datetime.datetime.fromisoformat(str(manifest.data["created"]).replace("Z", "+00:00"))
     return (datetime.datetime.now(datetime.timezone.utc) - created).total_seconds()
@@ -1399,7 +1427,7 @@ def expired(backups: t.Sequence[Manifest], keep: int | None, keep_days: float | 
     gone = []
     for position, manifest in enumerate(backups):
         beyond_count = keep is not None and position >= keep
-        beyond_age = keep_days is not None and _age(manifest) > keep_days * 86400
+        beyond_age = keep_days is not None and backup_age(manifest) > keep_days * 86400
         limits = ([beyond_count] if keep is not None else []) + ([beyond_age] if keep_days is not None else [])
         if limits and all(limits):
             gone.append(manifest)
@@ -1414,7 +1442,7 @@ def _remove_backup(manifest: Manifest) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -1534,7 +1562,7 @@ def take_backup(options: ConnectionOptions, request: BackupRequest, *, check_mod
             _take(work, options, request, outcome, check_mode)
         except SurefootError as exc:
             # What stopped first is the cause; what failed because it was stopped is not.
-            cause = _cause(work, exc)
+            cause = first_cause(work, exc)
             if not any(item.verdict == "fail" for item in outcome.evidence):
                 outcome.evidence.append(
                     Evidence("backup.created", _PHASE, "fail", redact(str(cause)), "a complete backup", "pg_dump")
@@ -1546,7 +1574,7 @@ def take_backup(options: ConnectionOptions, request: BackupRequest, *, check_mod
     return run_interruptible(backup, work.interrupt)
 
 
-def _cause(work: Work, exc: SurefootError) -> SurefootError:
+def first_cause(work: Work, exc: SurefootError) -> SurefootError:
     try:
         work.check()
     except SurefootError as first:
@@ -1559,8 +1587,8 @@ def _take(
 ) -> None:
     dest = prepare_destination(request.dest, create=not check_mode)
     with contextlib.ExitStack() as stack:
-        survey = _open(work, stack, options, request.lock_timeout, "backup-check")
-        database = _database(survey)
+        survey = open_reader(work, stack, options, request.lock_timeout, "backup-check")
+        database = database_facts(survey)
         relations = _relations(survey)
         client = find_client(database["server_version_num"] // 10000, request.bindir)
         outcome.evidence.append(
@@ -1601,7 +1629,7 @@ def _take(
         _apply_retention(dest, manifest, request, outcome)
 
 
-def _database(connection: Connection) -> dict[str, t.Any]:
+def database_facts(connection: Connection) -> dict[str, t.Any]:
     database = _rows(connection, _DATABASE)[0]
     database["system_identifier"], database["timeline"] = _identity(connection)
     return database
@@ -1622,8 +1650,9 @@ def _reuse(
     outcome.warnings += problems
     for manifest in backups:
         if (
-            not _same_database(manifest, database)
-            or not 0 <= _age(manifest) <= t.cast(float, request.max_age)
+            manifest.method != DUMP_METHOD
+            or not same_database(manifest, database)
+            or not 0 <= backup_age(manifest) <= t.cast(float, request.max_age)
             or HASH_LEVELS.index(manifest.data["hashes"]) < HASH_LEVELS.index(request.hashes)
         ):
             continue
@@ -1652,66 +1681,47 @@ def _dump(
 ) -> Manifest:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        snapshot = _take_snapshot(work, stack, options, request.lock_timeout)
+        snapshot = take_snapshot(work, stack, options, request.lock_timeout)
         created = utc_now()
-        database = _database(snapshot.connection)
+        database = database_facts(snapshot.connection)
         run_id = request.run_id or f"{created[:19].replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
-        name = _backup_name(database["name"], created, run_id)
+        name = backup_name(database["name"], created, run_id)
         final = os.path.join(dest, name)
         partial = os.path.join(dest, f".{name}.partial")
-        lock = _claim(dest, name, outcome)
-        stack.callback(_release, dest, name, lock)
-        before = _sequence_values(snapshot.connection, snapshot.relations)
-        facts = _facts(snapshot.connection)
+        lock = claim_name(dest, name, outcome)
+        stack.callback(release_name, dest, name, lock)
+        before = sequence_values(snapshot.connection, snapshot.relations)
+        facts = snapshot_facts(snapshot.connection)
         wait, pool = _measure_all(work, options, snapshot, request)
         try:
-            _run_pg_dump(work, options, request, client, compression, snapshot.identifier, partial, lock)
+            run_pg_dump(work, options, request, client, compression, snapshot.identifier, partial, lock)
         except SurefootError as exc:
             work.fail(exc)
         finally:
             # The threads end by themselves: their queries are cancelled once something failed.
             pool.shutdown(wait=False)
         measured = wait()
-        after = _sequence_values(snapshot.connection, snapshot.relations)
-        _execute(snapshot.connection, "COMMIT")  # fails when the snapshot did not live until here
+        after = sequence_values(snapshot.connection, snapshot.relations)
+        execute(snapshot.connection, "COMMIT")  # fails when the snapshot did not live until here
         data: dict[str, t.Any] = {
-            "format": MANIFEST_FORMAT,
-            "backup_id": secrets.token_hex(16),
+            **describe_snapshot(snapshot, database, client, facts, measured, before, after),
             "run_id": run_id,
             "name": name,
             "created": created,
-            "database": {key: value for key, value in database.items() if key not in ("lsn", "taken_as")},
-            "lsn": database["lsn"],
-            "taken_as": database["taken_as"],
-            "client_version": client.version_text,
-            "client_version_num": client.version,
             "compression": compression,
             "jobs": request.jobs,
             "hashes": request.hashes,
-            "settings": dict(SNAPSHOT_SETTINGS),
             "room": dict(room),
-            **facts,
-            "activity": {key: value for key, value in snapshot.activity.items() if key != "written"},
-            "tables": [
-                _table_record(r, measured.get(r.oid), snapshot.activity["written"])
-                for r in snapshot.relations
-                if r.kind != "S"
-            ],
-            "sequences": [
-                {"oid": r.oid, "schema": r.schema, "name": r.name, "before": before[r.oid], "after": after[r.oid]}
-                for r in snapshot.relations
-                if r.kind == "S" and r.extension is None
-            ],
         }
         try:
-            manifest = _seal(work, partial, data, started, request.jobs)
+            manifest = seal(work, partial, data, started, request.jobs)
             contents = read_archive(work, client, manifest, partial, full=request.verify == "full", jobs=request.jobs)
             work.check()
-            with _locked(dest):
+            with locked_directory(dest):
                 if os.path.lexists(final):
                     raise BackupError(f"{final} exists already", remedy="Give every run its own run_id.")
                 os.rename(partial, final)
-                _sync_directory(dest)
+                sync_directory(dest)
         except OSError as exc:
             raise BackupError(f"cannot write the backup: {exc.strerror}", remedy=_ROOM_REMEDY) from exc
     manifest = dataclasses.replace(manifest, path=os.path.join(final, MANIFEST_NAME))
@@ -1720,15 +1730,53 @@ def _dump(
     return manifest
 
 
-def _backup_name(database: str, created: str, run_id: str) -> str:
+def describe_snapshot(
+    snapshot: Snapshot,
+    database: t.Mapping[str, t.Any],
+    client: Client,
+    facts: t.Mapping[str, t.Any],
+    measured: t.Mapping[int, t.Mapping[str, t.Any]],
+    before: t.Mapping[int, int | None],
+    after: t.Mapping[int, int | None],
+) -> dict[str, t.Any]:
+    """What a manifest says of the database, as the snapshot has it.
+
+    :param measured: rows and hash by the oid of a table
+    :param before: values of the sequences before the dump; ``after``: after it
+    """
+    return {
+        "format": MANIFEST_FORMAT,
+        "backup_id": secrets.token_hex(16),
+        "database": {key: value for key, value in database.items() if key not in ("lsn", "taken_as")},
+        "lsn": database["lsn"],
+        "taken_as": database["taken_as"],
+        "client_version": client.version_text,
+        "client_version_num": client.version,
+        "settings": dict(SNAPSHOT_SETTINGS),
+        **facts,
+        "activity": {key: value for key, value in snapshot.activity.items() if key != "written"},
+        "tables": [
+            table_record(r, measured.get(r.oid), snapshot.activity["written"])
+            for r in snapshot.relations
+            if r.kind != "S"
+        ],
+        "sequences": [
+            {"oid": r.oid, "schema": r.schema, "name": r.name, "before": before[r.oid], "after": after[r.oid]}
+            for r in snapshot.relations
+            if r.kind == "S" and r.extension is None
+        ],
+    }
+
+
+def backup_name(database: str, created: str, run_id: str) -> str:
     stamp = created[:19].replace("-", "").replace(":", "") + "Z"
     parts = [re.sub(r"[^A-Za-z0-9_.-]", "_", part)[:100].lstrip(".-") or "_" for part in (database, run_id)]
     return f"{parts[0]}-{stamp}-{parts[1]}"
 
 
-def _claim(dest: str, name: str, outcome: BackupOutcome) -> int:
+def claim_name(dest: str, name: str, outcome: BackupOutcome) -> int:
     """Sweep, claim the name, make the partial directory. Returns the lock that says its owner lives."""
-    with _locked(dest):
+    with locked_directory(dest):
         outcome.warnings += [f"removed what a killed run left of the backup {gone}" for gone in _sweep(dest)]
         taken = [os.path.join(dest, form.format(name)) for form in ("{}", ".{}.partial", ".{}.lock")]
         for path in taken:
@@ -1746,14 +1794,14 @@ def _claim(dest: str, name: str, outcome: BackupOutcome) -> int:
         return descriptor
 
 
-def _release(dest: str, name: str, descriptor: int) -> None:
+def release_name(dest: str, name: str, descriptor: int) -> None:
     shutil.rmtree(os.path.join(dest, f".{name}.partial"), ignore_errors=True)
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(dest, f".{name}.lock"))
     os.close(descriptor)
 
 
-def _run_pg_dump(
+def run_pg_dump(
     work: Work,
     options: ConnectionOptions,
     request: BackupRequest,
@@ -1762,7 +1810,14 @@ def _run_pg_dump(
     snapshot: str,
     partial: str,
     lock: int,
+    *,
+    schema_only: bool = False,
 ) -> None:
+    """pg_dump into ``partial``, in the snapshot.
+
+    :param lock: a descriptor that it inherits, whose lock says that it lives
+    :raises BackupError: it failed
+    """
     with child_environment(options, partial) as environment:
         environment["LC_ALL"] = "C"
         argv = [
@@ -1775,6 +1830,7 @@ def _run_pg_dump(
             f"--lock-wait-timeout={milliseconds(request.lock_timeout)}",
             "--no-password",
         ]
+        argv += ["--schema-only"] if schema_only else []
         if options.session_role:
             argv.append(f"--role={options.session_role}")
         code, errors = work.run(argv, environment, keep_open=[lock])
@@ -1782,7 +1838,7 @@ def _run_pg_dump(
         raise _program_failed("pg_dump", code, errors)
 
 
-def _facts(connection: Connection) -> dict[str, t.Any]:
+def snapshot_facts(connection: Connection) -> dict[str, t.Any]:
     extensions = (
         "SELECT e.extname::text AS name, e.extversion AS version, n.nspname::text AS schema"
         " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY 1"
@@ -1794,11 +1850,11 @@ def _facts(connection: Connection) -> dict[str, t.Any]:
         "hash_probe": _rows(connection, HASH_PROBE)[0]["probe"],
         "validity": validity(connection),
         "large_objects": _rows(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"],
-        "catalog": _schema(connection),
+        "catalog": schema_facts(connection),
     }
 
 
-def _table_record(
+def table_record(
     relation: Relation, measured: t.Mapping[str, t.Any] | None, written: t.Mapping[str, t.Any]
 ) -> dict[str, t.Any]:
     return {
@@ -1817,7 +1873,7 @@ def _table_record(
     }
 
 
-def _seal(work: Work, partial: str, data: dict[str, t.Any], started: float, jobs: int) -> Manifest:
+def seal(work: Work, partial: str, data: dict[str, t.Any], started: float, jobs: int) -> Manifest:
     """Hash the files as they come back from the disk and write the manifest; everything is on the disk afterwards."""
     dump = os.path.join(partial, DUMP_NAME)
     names = sorted(os.listdir(dump))
@@ -1826,31 +1882,43 @@ def _seal(work: Work, partial: str, data: dict[str, t.Any], started: float, jobs
     work.check()
     data["files"] = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, hashed)}
     data["seconds"] = round(time.monotonic() - started, 3)
+    manifest = write_manifest(partial, data)
+    sync_directory(dump)
+    sync_directory(partial)
+    return manifest
+
+
+def write_manifest(directory: str, data: dict[str, t.Any]) -> Manifest:
+    """Write ``manifest.json`` with mode 0600, its digest added.
+
+    :raises OSError: it cannot be written
+    """
     data["digest"] = _digest(data)
     raw = _canonical(data)
-    path = os.path.join(partial, MANIFEST_NAME)
+    path = os.path.join(directory, MANIFEST_NAME)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         os.fchmod(descriptor, 0o600)
         stream.write(raw)
         stream.flush()
         os.fsync(descriptor)
-    _sync_directory(dump)
-    _sync_directory(partial)
     return read_manifest(path, hashlib.sha256(raw).hexdigest())
 
 
 def _apply_retention(dest: str, newest: Manifest, request: BackupRequest, outcome: BackupOutcome) -> None:
-    with _locked(dest):
+    with locked_directory(dest):
         backups, problems = list_backups(dest)
         outcome.warnings += problems
-        same = [manifest for manifest in backups if _same_database(manifest, newest.data["database"])]
+        # Records of other programs' backups are none of ours to count or remove.
+        same = [
+            item for item in backups if item.method == newest.method and same_database(item, newest.data["database"])
+        ]
         others = [manifest for manifest in same if manifest.directory != newest.directory]
         for manifest in expired([newest, *others], request.keep, request.keep_days):
             if manifest.directory != newest.directory:
                 _remove_backup(manifest)
                 outcome.removed.append(manifest.directory)
-        _sync_directory(dest)
+        sync_directory(dest)
 
 
 def _copy_off_host(work: Work, command: t.Sequence[str], manifest: Manifest, outcome: BackupOutcome) -> None:
@@ -1875,7 +1943,7 @@ def _copy_off_host(work: Work, command: t.Sequence[str], manifest: Manifest, out
     if code == 0:
         outcome.evidence.append(_off_host_evidence("pass", f"{os.path.basename(argv[0])} ended with exit code 0"))
         return
-    said = _last_line(errors) or _last_line(redact(last.decode("utf-8", "replace")))
+    said = last_line(errors) or last_line(redact(last.decode("utf-8", "replace")))
     text = f"{os.path.basename(argv[0])} ended with exit code {code}" + (f": {said}" if said else "")
     outcome.evidence.append(_off_host_evidence("fail", text))
     raise BackupError(
@@ -1984,9 +2052,10 @@ def verify_backup(path: str, manifest_sha256: str, request: BackupRequest) -> Ba
     def verify() -> BackupOutcome:
         try:
             manifest = read_manifest(path, manifest_sha256)
+            manifest.require_dump()
             contents = _verified(work, manifest, request.bindir, full=request.verify == "full", jobs=request.jobs)
         except SurefootError as exc:
-            cause = _cause(work, exc)
+            cause = first_cause(work, exc)
             outcome.evidence.append(
                 Evidence(
                     "backup.verified", _PHASE, "fail", redact(str(cause)), "the backup is what was written",

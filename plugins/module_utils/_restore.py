@@ -101,6 +101,7 @@ def open_backup(path: str, manifest_sha256: str, *, jobs: int) -> Manifest:
     :raises BackupError: anything in it was changed, added or removed
     """
     manifest = read_manifest(path, manifest_sha256)
+    manifest.require_dump()
     verify_files(manifest.directory, manifest, jobs=jobs)
     return manifest
 

@@ -438,12 +438,12 @@ def test_loose_modes_and_open_parents_are_storage_problems(tmp_path):
     ],
 )
 def test_a_backups_name_is_a_safe_file_name(database, run_id, name):
-    assert _pgdump._backup_name(database, "2026-11-22T01:02:03.456Z", run_id) == name
+    assert _pgdump.backup_name(database, "2026-11-22T01:02:03.456Z", run_id) == name
 
 
 def test_retention_by_count_by_age_and_by_both(tmp_path, monkeypatch):
     backups = [make_backup(tmp_path, f"app-{day}-r", f"2026-11-{day}T00:00:00.000Z") for day in (20, 18, 16, 14)]
-    monkeypatch.setattr(_pgdump, "_age", lambda manifest: (21 - int(manifest.data["name"].split("-")[1])) * 86400.0)
+    monkeypatch.setattr(_pgdump, "backup_age", lambda manifest: (21 - int(manifest.data["name"].split("-")[1])) * 86400.0)
 
     def gone(keep, days):
         return [manifest.data["name"].split("-")[1] for manifest in expired(backups, keep, days)]
@@ -472,8 +472,8 @@ def test_only_complete_backups_are_listed_newest_first(tmp_path):
 def test_databases_of_a_server_that_hides_its_identity_are_never_the_same(tmp_path):
     database = {"system_identifier": None, "oid": 5, "name": "app"}
     manifest = make_backup(tmp_path, system_identifier=None)
-    assert not _pgdump._same_database(manifest, database)
-    assert _pgdump._same_database(make_backup(tmp_path, "other"), {**database, "system_identifier": "7"})
+    assert not _pgdump.same_database(manifest, database)
+    assert _pgdump.same_database(make_backup(tmp_path, "other"), {**database, "system_identifier": "7"})
 
 
 def test_leftovers_are_swept_only_when_owner_and_children_are_dead(tmp_path):
