@@ -137,6 +137,12 @@ CRITERIA: dict[str, Criterion] = {
         ),
         *_each("backup.client_version backup.off_host_copy", GO, WHEN_MEASURABLE, "postgresql_backup"),
         *_each(
+            "backup.confirmed",
+            GO,
+            WHEN_CONFIGURED,
+            "postgresql_external_backup: a second program confirms the backup that another one took",
+        ),
+        *_each(
             "gate.backup_age gate.backup_identity gate.catalog",
             GO,
             REQUIRED,
@@ -150,6 +156,12 @@ CRITERIA: dict[str, Criterion] = {
             REQUIRED,
             "postgresql_restore compares the restored copy with what the backup recorded in its own snapshot",
             policy_key="restore_proof",
+        ),
+        *_each(
+            "shadow.sample",
+            GO,
+            WHEN_CONFIGURED,
+            "postgresql_restore compares a shadow of the schema and a sample of the rows with the snapshot it is of",
         ),
         *_each(
             "rehearsal.deploy rehearsal.verify rehearsal.rollback_catalog rehearsal.rollback_data rehearsal.redeploy"

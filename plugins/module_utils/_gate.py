@@ -43,6 +43,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._criteria import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError, VerificationFailed
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, record
+from ansible_collections.surefoot.dbops.plugins.module_utils._external import not_proven
 from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     Target,
     backup_evidence,
@@ -55,7 +56,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     write_go,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Ledger
-from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Manifest, read_manifest
+from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import DUMP_METHOD, Manifest, read_manifest
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import parse_time, window_at
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import write_json
@@ -673,6 +674,8 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
         now=now,
         undecided=request.check_mode,
     )
+    if manifest is not None and manifest.method != DUMP_METHOD:
+        decision = dataclasses.replace(decision, notes=(*decision.notes, _unproven(decision, manifest)))
     evidence = tuple(record(run_dir, [*own, decision.evidence()]))
     go_path = expires = None
     if run_dir:
@@ -696,17 +699,38 @@ def hold_gate(plan: Plan, options: ConnectionOptions, request: GateRequest) -> O
     return Outcome(decision, evidence, go_path, expires)
 
 
+_PROOF = ("backup.", "restore.")
+
+
+def _unproven(decision: Decision, manifest: Manifest) -> str:
+    """Which proof a backup that another program took lacks, and what accepts that. What was waived is in here too."""
+    found = [item.criterion for item in decision.judgements if item.criterion.startswith(_PROOF)]
+    by_status = {item.criterion: item for item in decision.judgements}
+    missing = [name for name in found if by_status[name].status == "missing"]
+    text = not_proven(manifest)
+    if not missing:
+        return text
+    return (
+        f"{text}. The proof that is missing is {', '.join(missing)}. A policy accepts that by a waiver of each, with"
+        " reason, name and expiry, or by criteria: {name: optional}; restore_proof: false accepts it for restore.*"
+    )
+
+
 def no_go(outcome: Outcome) -> VerificationFailed:
     """The error of a NO-GO: one line that names each criterion, the results attached."""
     touched = "nothing in the database was touched" if outcome.decision.stage == GO else "the migration stays as it is"
     error = VerificationFailed(
         outcome.decision.summary(),
-        remedy=f"Mend what failed and measure what is missing; {touched}.",
+        remedy=" ".join([f"Mend what failed and measure what is missing; {touched}.", *_accepting(outcome.decision)]),
         code="no_go",
     )
     error.results = outcome.results()
     error.results.pop("msg")
     return error
+
+
+def _accepting(decision: Decision) -> list[str]:
+    return [f"{note[:1].upper()}{note[1:]}." for note in decision.notes if "restore_proof" in note]
 
 
 # --- gate.json -------------------------------------------------------------------------------------------------------

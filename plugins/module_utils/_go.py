@@ -33,7 +33,12 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, verdict
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Ledger
-from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Manifest, check_sizes, read_manifest
+from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
+    DUMP_METHOD,
+    Manifest,
+    check_sizes,
+    read_manifest,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import parse_time, policy_hash, window_at
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import write_json
@@ -162,13 +167,18 @@ def backup_evidence(
     ]
     known = not verified or verified[-1] == manifest.sha256
     same = "the database it is of" if mine == theirs else f"database {theirs[1]} of system {theirs[0]}"
+    # What another program backed up is of this server only when it says so.
+    told = manifest.method == DUMP_METHOD or manifest.data["external"]["of_this_server"]
+    untold = f"recorded for this database, but {manifest.method} did not say of which server its backup is"
     return [
         Evidence("gate.backup_age", "gate", verdict(problem is None), f"{age}, {same}", demand, "manifest"),
         Evidence(
             "gate.backup_identity",
             "gate",
-            verdict(mine == theirs and known),
-            same if known else f"another backup than the one verified ({verified[-1]})",
+            verdict(mine == theirs and known) if told or mine != theirs else "not_measured",
+            (same if told or mine != theirs else untold)
+            if known
+            else f"another backup than the one verified ({verified[-1]})",
             f"database {mine[1]} of system {mine[0]}, and the backup that was verified",
             "manifest, pg_control_system(), pg_database",
             details={"manifest_sha256": manifest.sha256, "backup_id": manifest.data["backup_id"]},
@@ -184,7 +194,7 @@ def _catalog_evidence(
     required = "the catalog as the backup has it"
     source = "catalog fingerprint"
     if not recorded:
-        return Evidence("gate.catalog", "gate", "not_measured", "the backup records no catalog", required, source)
+        return Evidence("gate.catalog", "gate", "not_measured", _NO_CATALOG, required, source)
     # Where nothing is ignored, the target's fingerprint is of the same entries as the backup's.
     if recorded["fingerprint"] == target.catalog:
         return Evidence("gate.catalog", "gate", "pass", required, required, source)
@@ -198,6 +208,9 @@ def _catalog_evidence(
     return Evidence("gate.catalog", "gate", verdict(not difference), measured, required, source)
 
 
+_NO_CATALOG = "the backup records no catalog: it was taken before anybody looked"
+
+
 def _max_age(policy: t.Mapping[str, t.Any]) -> str:
     return str(policy["backup_max_age"])
 
@@ -208,7 +221,8 @@ def _backup_facts(manifest: Manifest) -> dict[str, t.Any]:
         "path": manifest.directory,
         "manifest_sha256": manifest.sha256,
         "created": manifest.data["created"],
-        "run_id": manifest.data["run_id"],
+        # A program may name a backup that is older than the run which asked it.
+        "run_id": None if manifest.data.get("external", {}).get("earlier") else manifest.data["run_id"],
     }
 
 
@@ -233,6 +247,8 @@ def backup_age_problem(
     limit = parse_duration(policy["backup_max_age"])
     age = (now - parse_time(backup["created"], "created")).total_seconds()
     if limit == 0:
+        if backup["run_id"] is None:
+            return f"the backup was taken before this run ({backup['created']})"
         return None if backup["run_id"] == run_id else f"the backup is of the earlier run {backup['run_id']}"
     if age < -300:  # clocks differ
         return f"the backup is from the future ({backup['created']})"

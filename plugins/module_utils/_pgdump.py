@@ -830,9 +830,7 @@ def _lock_tables(connection: Connection, tables: t.Sequence[Relation]) -> None:
         execute(connection, f"LOCK TABLE {names} IN ACCESS SHARE MODE")
 
 
-def take_snapshot(
-    work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float
-) -> Snapshot:
+def take_snapshot(work: Work, stack: contextlib.ExitStack, options: ConnectionOptions, lock_timeout: float) -> Snapshot:
     """Lock all tables, then take the snapshot: a TRUNCATE, a rewrite or a DROP after it, which a snapshot does not
     protect from, cannot happen. The locks are those of a reader (ACCESS SHARE).
 

@@ -443,7 +443,9 @@ def test_a_backups_name_is_a_safe_file_name(database, run_id, name):
 
 def test_retention_by_count_by_age_and_by_both(tmp_path, monkeypatch):
     backups = [make_backup(tmp_path, f"app-{day}-r", f"2026-11-{day}T00:00:00.000Z") for day in (20, 18, 16, 14)]
-    monkeypatch.setattr(_pgdump, "backup_age", lambda manifest: (21 - int(manifest.data["name"].split("-")[1])) * 86400.0)
+    monkeypatch.setattr(
+        _pgdump, "backup_age", lambda manifest: (21 - int(manifest.data["name"].split("-")[1])) * 86400.0
+    )
 
     def gone(keep, days):
         return [manifest.data["name"].split("-")[1] for manifest in expired(backups, keep, days)]
