@@ -6,8 +6,8 @@
 
 """Backups that another program takes of a database too large to dump: asked for, judged and put on record here.
 
-The record is a directory with a ``manifest.json`` as a backup's, but without a dump: database, catalog and time, so that
-a GO can be bound to it, and what the program said. What it holds is not known here, and no record says that it is.
+The record is a directory with a ``manifest.json`` as a backup's, but without a dump: database, catalog and time, so
+that a GO can be bound to it, and what the program said. What the backup holds is not known here, and no record says so.
 """
 
 from __future__ import annotations
@@ -416,7 +416,7 @@ def _take(
     outcome.changed = True
     if earlier:
         outcome.warnings.append(
-            f"the backup {answer.id} was taken before this run ({data['created']}): what the catalog was then is unknown"
+            f"the backup {answer.id} was taken before this run ({data['created']}): the catalog of then is unknown"
         )
     outcome.evidence += _evidence(manifest, request)
     outcome.backup = _describe(manifest, reused=False)
@@ -522,8 +522,8 @@ def not_proven(manifest: Manifest) -> str:
     said = manifest.data["external"]
     confirmed = "verify_command confirmed it, but it" if said["confirmed"] else "it"
     return (
-        f"the backup {said['id']} in {said['location']} was taken by {manifest.method}: {confirmed} was neither read back"
-        " nor restored here"
+        f"the backup {said['id']} in {said['location']} was taken by {manifest.method}: {confirmed} was neither read"
+        " back nor restored here"
     )
 
 

@@ -631,12 +631,12 @@ def activity(connection: Connection) -> dict[str, t.Any]:
     """``written``: oid (as text) of each table to its inserted, updated and deleted rows since the statistics'
     reset, rolled back ones included; ``server_reset`` and ``database_reset``: when that was; ``counted``: whether the
     server counts at all."""
-    found = _rows(connection, _ACTIVITY)[0]
+    found = fetch(connection, _ACTIVITY)[0]
     return {**found, "written": found["written"] or {}}
 
 
 def validity(connection: Connection) -> dict[str, t.Any]:
-    rows = _rows(connection, _VALIDITY)
+    rows = fetch(connection, _VALIDITY)
     indexes = [row for row in rows if row["kind"] == "index"]
     constraints = [row for row in rows if row["kind"] == "constraint"]
 
@@ -662,7 +662,7 @@ def schema_facts(connection: Connection) -> dict[str, t.Any]:
     }
 
 
-def _rows(connection: Connection, statement: str) -> list[dict[str, t.Any]]:
+def fetch(connection: Connection, statement: str) -> list[dict[str, t.Any]]:
     try:
         with connection.cursor() as cursor:
             cursor.execute(statement)
@@ -685,13 +685,13 @@ def _sql_remedy(exc: Exception) -> str | None:
 
 
 def _relations(connection: Connection) -> list[Relation]:
-    return [Relation(**row) for row in _rows(connection, _RELATIONS)]
+    return [Relation(**row) for row in fetch(connection, _RELATIONS)]
 
 
 def _identity(connection: Connection) -> tuple[str | None, int | None]:
     """System identifier and timeline; None where the service hides them."""
     try:
-        row = _rows(
+        row = fetch(
             connection,
             "SELECT (SELECT system_identifier FROM pg_control_system())::text AS system_identifier,"
             " (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline",
@@ -709,7 +709,7 @@ def sequence_values(connection: Connection, relations: t.Sequence[Relation]) -> 
     statement = (
         f"SELECT o AS oid, pg_sequence_last_value(o::oid::regclass) AS value FROM unnest(ARRAY[{oids}]::bigint[]) AS o"
     )
-    return {row["oid"]: row["value"] for row in _rows(connection, statement)}
+    return {row["oid"]: row["value"] for row in fetch(connection, statement)}
 
 
 def _refuse_invisible(relations: t.Sequence[Relation], role: str) -> None:
@@ -781,10 +781,10 @@ def _measure(relation: Relation, connection: Connection, level: str, modulus: in
     table = qualified(relation, connection)
     if level == "counts" or relation.kind == "m":
         # A materialized view may be older than its tables; what a restore makes of it is a fresh one.
-        return {"rows": _rows(connection, f"SELECT count(*) AS rows FROM ONLY {table}")[0]["rows"], "hash": None}
+        return {"rows": fetch(connection, f"SELECT count(*) AS rows FROM ONLY {table}")[0]["rows"], "hash": None}
     # Without a primary key there is nothing to sample by: choosing by the row's own hash costs as much as hashing all.
     sampled = level == "sampled" and bool(relation.key)
-    row = _rows(
+    row = fetch(
         connection,
         hash_statement(
             table, relation.columns, relation.key, modulus=modulus if sampled else None, connection=connection
@@ -844,7 +844,7 @@ def take_snapshot(work: Work, stack: contextlib.ExitStack, options: ConnectionOp
         locked: set[int] = set()
         try:
             wanted = _relations(locker)
-            _refuse_invisible(wanted, _rows(locker, "SELECT current_user::text AS role")[0]["role"])
+            _refuse_invisible(wanted, fetch(locker, "SELECT current_user::text AS role")[0]["role"])
             tables = [r for r in wanted if r.kind in ("r", "p") and (r.extension is None or r.data != "none")]
             _lock_tables(locker, tables)
             locked = {table.oid for table in tables}
@@ -854,7 +854,7 @@ def take_snapshot(work: Work, stack: contextlib.ExitStack, options: ConnectionOp
                 raise
         else:
             execute(holder, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            identifier = str(_rows(holder, "SELECT pg_export_snapshot() AS id")[0]["id"])
+            identifier = str(fetch(holder, "SELECT pg_export_snapshot() AS id")[0]["id"])
             relations = _relations(holder)
             new = [
                 r.label
@@ -1628,7 +1628,7 @@ def _take(
 
 
 def database_facts(connection: Connection) -> dict[str, t.Any]:
-    database = _rows(connection, _DATABASE)[0]
+    database = fetch(connection, _DATABASE)[0]
     database["system_identifier"], database["timeline"] = _identity(connection)
     return database
 
@@ -1842,12 +1842,12 @@ def snapshot_facts(connection: Connection) -> dict[str, t.Any]:
         " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY 1"
     )
     return {
-        "extensions": _rows(connection, extensions),
-        "roles": [row["rolname"] for row in _rows(connection, _ROLES)],
-        "tablespaces": [row["name"] for row in _rows(connection, _TABLESPACES)],
-        "hash_probe": _rows(connection, HASH_PROBE)[0]["probe"],
+        "extensions": fetch(connection, extensions),
+        "roles": [row["rolname"] for row in fetch(connection, _ROLES)],
+        "tablespaces": [row["name"] for row in fetch(connection, _TABLESPACES)],
+        "hash_probe": fetch(connection, HASH_PROBE)[0]["probe"],
         "validity": validity(connection),
-        "large_objects": _rows(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"],
+        "large_objects": fetch(connection, "SELECT count(*) AS count FROM pg_largeobject_metadata")[0]["count"],
         "catalog": schema_facts(connection),
     }
 

@@ -46,6 +46,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
     validity,
     verify_files,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._sample import fill_views, load_rows
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Token, statements
 
 with contextlib.suppress(ImportError):  # require_driver() reports it
@@ -270,25 +271,34 @@ def load(
         argv += [] if tablespaces else ["--no-tablespaces"]
         argv += [f"--role={options.session_role}"] if options.session_role else []
 
-        def restore(chosen: t.Sequence[bytes]) -> None:
+        def restore(chosen: t.Sequence[bytes], *more: str) -> None:
             with open(listing, "wb") as stream:
                 stream.writelines(chosen)
-            code, errors = work.run([*argv, dump], environment)
+            code, errors = work.run([*argv, *more, dump], environment)
             work.check()
             if code != 0:
                 raise _failed(code, errors)
 
+        if manifest.sampled:
+            restore(kept, "--section=pre-data")
+            load_rows(work, options, manifest)
+            restore(kept, "--section=post-data")
+            return fill_views(work, options, manifest, _over_foreign_tables(work, options))
         restore([line for line in kept if line not in views])
         if not views:
             return []
-        with work.connection(connect(options, purpose="restore")) as inside:
-            remote = {(row["schema"], row["name"]) for row in rows(inside, _OVER_FOREIGN_TABLES)}
+        remote = _over_foreign_tables(work, options)
         empty = {table["oid"]: table for table in manifest.tables if (table["schema"], table["name"]) in remote}
         filled = [line for line, found in views.items() if int(found[1]) not in empty]
         if filled:
             restore(filled)
         names = sorted(_label(e["schema"], e["name"]) for f in views.values() if (e := empty.get(int(f[1]))))
         return [f"not filled, because they read foreign tables: {', '.join(names)}"] if names else []
+
+
+def _over_foreign_tables(work: Work, options: ConnectionOptions) -> set[tuple[str, str]]:
+    with work.connection(connect(options, purpose="restore")) as inside:
+        return {(row["schema"], row["name"]) for row in rows(inside, _OVER_FOREIGN_TABLES)}
 
 
 def _failed(code: int, errors: str) -> BackupError:

@@ -4,7 +4,8 @@
 
 # This file is PRIVATE to the collection. Do not use it from outside.
 
-"""The life of a shadow: a scratch database restored from a backup, on a server or in a private cluster of its own.
+"""The life of a shadow: a scratch database restored from a backup, or of the schema and a sample of the rows of a live
+database, on a server or in a private cluster of its own.
 
 A shadow holds production data. It carries a marker (a comment on the database, a file beside the cluster) with its run
 and its expiry; only what carries one is ever dropped. On a server it is built under a name of its own and renamed when
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 import typing as t
 
@@ -34,6 +36,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._embedded import EmbeddedServer, default_home
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
+    BackupError,
     EnvironmentProblem,
     PlanError,
     SqlError,
@@ -41,7 +44,13 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     VerificationFailed,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, record, utc_now
-from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import Client, Manifest, Work, find_client
+from ansible_collections.surefoot.dbops.plugins.module_utils._pgdump import (
+    Client,
+    Manifest,
+    Work,
+    find_client,
+    read_manifest,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._process import run_interruptible
 from ansible_collections.surefoot.dbops.plugins.module_utils._restore import (
     PHASE,
@@ -56,6 +65,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._restore import (
     rows,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import write_json
+from ansible_collections.surefoot.dbops.plugins.module_utils._sample import SampleRequest, take_sample
 from ansible_collections.surefoot.dbops.plugins.module_utils._swap import lost_writes, reopen, swap
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_size
 
@@ -68,6 +78,7 @@ _MARKER = "surefoot shadow: "
 _ROLE_MARKER = "surefoot: made for a shadow database"
 _BUILDING = re.compile(r"surefoot_building_[0-9a-f]{16}")
 _STATE_FILE = "shadow.json"
+_SAMPLING = "sampling"
 _LOCK_FILE = "shadow.lock"
 _MAX_WAL = 1024**3
 # Nothing in a scratch cluster has to survive a crash. With wal_level minimal, pg_restore loads tables without WAL.
@@ -105,6 +116,8 @@ class ShadowRequest:
 
     backup: str = ""
     manifest_sha256: str = ""
+    content: str = "full"  # full: the backup's | sample: of the live database that the backup is of
+    sample: SampleRequest = dataclasses.field(default_factory=SampleRequest)
     where: str = "embedded"  # embedded | server
     same_server: bool = False
     target_db: str | None = None
@@ -162,6 +175,11 @@ class ShadowOutcome:
         return results
 
 
+def _size(manifest: Manifest) -> int:
+    """Bytes on disk of what is restored."""
+    return int(manifest.data["sample"]["bytes"] if manifest.sampled else manifest.data["database"]["bytes"])
+
+
 # --- a server --------------------------------------------------------------------------------------------------------
 
 
@@ -195,9 +213,10 @@ class _Server:
                 f"{self.options.label} {text} the server the backup was taken from",
                 remedy="Name another server, use where: embedded, or set same_server: true.",
             )
+        size = _size(manifest)
         needed = {
-            "disk_bytes": round(recorded["bytes"] * 1.1) + min(recorded["bytes"], facts["max_wal_size"]),
-            "wal_bytes": recorded["bytes"],
+            "disk_bytes": round(size * 1.1) + min(size, facts["max_wal_size"]),
+            "wal_bytes": size,
             "connections": request.jobs + 3,
         }
         cost = {**needed, "free_bytes": request.database_free_space, "free_connections": facts["free_connections"]}
@@ -423,13 +442,13 @@ class _Embedded:
 
         :raises EnvironmentProblem: not enough room, or no server programs of the same major version
         """
-        recorded = manifest.data["database"]
+        size = _size(manifest)
         place = request.data_dir or os.path.dirname(default_home("/shadow"))
         while not os.path.isdir(place):
             place = os.path.dirname(place)
         room = os.statvfs(place)
         free = room.f_bavail * room.f_frsize
-        needed = round(recorded["bytes"] * 1.1) + min(recorded["bytes"], _MAX_WAL)
+        needed = round(size * 1.1) + min(size, _MAX_WAL)
         if free < needed + request.min_free:
             raise EnvironmentProblem(
                 f"not enough room for the shadow in {place}: {human_size(free)} free, about {human_size(needed)} needed"
@@ -580,6 +599,34 @@ def _being_built(home: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _scratch(request: ShadowRequest) -> t.Iterator[tuple[str, int]]:
+    """A private directory for a sample on its way, and the descriptor whose lock says that its maker lives. It is
+    production data: marked as a shadow's, so that whoever removes those removes it too when its maker is killed."""
+    home = default_home(f"/shadow/{secrets.token_hex(8)}")
+    directory = os.path.join(home, "sample")
+    os.mkdir(home, 0o700)
+    with open(os.path.join(home, _LOCK_FILE), "w", encoding="ascii") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        try:
+            data_dir = os.path.join(home, "data")
+            state = {"run_id": request.run_id, "database": "a sample", "data_dir": data_dir, "state": _SAMPLING}
+            write_json(home, _STATE_FILE, state)
+            os.mkdir(directory, 0o700)
+            yield directory, owner.fileno()
+        finally:
+            with _removing():
+                shutil.rmtree(home, ignore_errors=True)
+
+
+def _sweep_scratch() -> None:
+    """Samples on their way whose makers were killed; wherever the shadow was to be."""
+    with contextlib.suppress(SurefootError), _removing():
+        for home, state in list(_homes()):
+            if state.get("state") == _SAMPLING and not _being_built(home):
+                shutil.rmtree(home, ignore_errors=True)
+
+
 # --- the two states --------------------------------------------------------------------------------------------------
 
 
@@ -600,11 +647,17 @@ def _default_name(source: str, request: ShadowRequest, run_id: str) -> str:
 
 
 def make_shadow(
-    options: ConnectionOptions | None, request: ShadowRequest, *, check_mode: bool = False
+    options: ConnectionOptions | None,
+    request: ShadowRequest,
+    *,
+    source: ConnectionOptions | None = None,
+    check_mode: bool = False,
 ) -> ShadowOutcome:
-    """Restore a backup into a new scratch database and compare it with what the backup recorded.
+    """Restore a backup into a new scratch database and compare it with what the backup recorded; or the same with the
+    schema and a sample of the rows of the live database that the backup is of.
 
     :param options: the shadow server; not looked at for ``where: embedded``
+    :param source: the live database, for a sample
     :raises VerificationFailed: it is not what the backup recorded, and is gone; ``results`` says what differs
     :raises SurefootError: it could not be restored, and nothing is left
     """
@@ -616,7 +669,7 @@ def make_shadow(
 
     def shadow() -> ShadowOutcome:
         try:
-            _make(work, options, request, outcome, check_mode)
+            _make(work, options, source, request, outcome, check_mode)
         except SurefootError as exc:
             cause = _cause(work, exc)
             outcome.seconds = time.monotonic() - started
@@ -642,16 +695,94 @@ def _cause(work: Work, exc: SurefootError) -> SurefootError:
 
 
 def _make(
-    work: Work, options: ConnectionOptions | None, request: ShadowRequest, outcome: ShadowOutcome, check_mode: bool
+    work: Work,
+    options: ConnectionOptions | None,
+    source: ConnectionOptions | None,
+    request: ShadowRequest,
+    outcome: ShadowOutcome,
+    check_mode: bool,
 ) -> None:
+    place = _place(options, request)
+    if request.content == "full":
+        manifest = open_backup(request.backup, request.manifest_sha256, jobs=request.jobs)
+        work.check()
+        _build(work, place, manifest, manifest, request, outcome, check_mode)
+        return
+    if source is None:
+        raise PlanError("content is sample, but no live database is named", remedy="Give source.")
+    # The backup restores nothing here; the shadow is bound to it, as a rehearsal on it is.
+    bound = read_manifest(request.backup, request.manifest_sha256)
+    if check_mode:
+        _refuse_other(bound, _identity(source), None)
+        outcome.removed = place.remove(target=None, run_id=None, check=True)
+        outcome.changed = True
+        outcome.database = request.target_db or _default_name(bound.data["database"]["name"], request, "check")
+        outcome.facts = {"where": request.where, "backup": _facts(bound)}
+        return
+    _sweep_scratch()
+    with _scratch(request) as (directory, lock):
+        manifest = take_sample(
+            work, source, request.sample, directory, bindir=request.bindir, jobs=request.jobs, lock=lock
+        )
+        found = manifest.data["database"]
+        _refuse_other(bound, (found["system_identifier"], found["oid"]), manifest)
+        _build(work, place, manifest, bound, request, outcome, check_mode)
+
+
+def _identity(options: ConnectionOptions) -> tuple[str | None, int]:
+    with contextlib.closing(connect(options, purpose="shadow-source")) as connection:
+        oid = rows(connection, _DATABASES + " WHERE datname = pg_catalog.current_database()")[0]["oid"]
+        return _system_identifier(connection), oid
+
+
+def _refuse_other(bound: Manifest, identity: tuple[str | None, int], sample: Manifest | None) -> None:
+    """:raises BackupError: the live database is not the one that the backup is of, or not as it was"""
+    recorded = bound.data["database"]
+    system, oid = identity
+    known = system is not None and recorded["system_identifier"] is not None
+    if oid != recorded["oid"] or (known and system != recorded["system_identifier"]):
+        raise BackupError(
+            f"source is database {oid} of system {system}, the backup is of {recorded['oid']} of system"
+            f" {recorded['system_identifier']}",
+            remedy="Give the connection of the database that was backed up.",
+        )
+    catalog = bound.data.get("catalog")
+    if sample is not None and catalog and catalog["fingerprint"] != sample.data["catalog"]["fingerprint"]:
+        raise BackupError(
+            "the schema of the live database changed since the backup",
+            remedy="Take a new backup; this one is of another.",
+        )
+
+
+def _facts(manifest: Manifest) -> dict[str, t.Any]:
+    data = manifest.data
+    return {
+        "path": manifest.directory,
+        "id": data["backup_id"],
+        "manifest_sha256": manifest.sha256,
+        "created": data["created"],
+        "hashes": data.get("hashes"),
+    }
+
+
+def _build(
+    work: Work,
+    place: _Server | _Embedded,
+    manifest: Manifest,
+    bound: Manifest,
+    request: ShadowRequest,
+    outcome: ShadowOutcome,
+    check_mode: bool,
+) -> None:
+    """Make the shadow of what ``manifest`` describes.
+
+    :param bound: the backup that it is of; the same one, or for a sample that of the same database
+    """
     started = time.monotonic()
-    manifest = open_backup(request.backup, request.manifest_sha256, jobs=request.jobs)
-    work.check()
     data = manifest.data
     major = data["database"]["server_version_num"] // 10000
     needed = max(major, data["client_version_num"] // 10000)
     client = find_client(needed, request.bindir, needed_by="the backup")
-    place = _place(options, request)
     run_id = request.run_id or secrets.token_hex(6)
     name = request.target_db or _default_name(data["database"]["name"], request, run_id)
     outcome.removed = place.remove(target=None, run_id=None, check=check_mode)
@@ -661,43 +792,61 @@ def _make(
     expires = (now + datetime.timedelta(seconds=request.expires)).isoformat(timespec="milliseconds")
     marker = {
         "run_id": run_id,
-        "backup_id": data["backup_id"],
+        "backup_id": bound.data["backup_id"],
         "source": data["database"]["name"],
         "created": utc_now(),
         "expires": expires.replace("+00:00", "Z"),
     }
-    outcome.facts = {
-        "where": request.where,
-        "backup": {
-            "path": manifest.directory,
-            "id": data["backup_id"],
-            "manifest_sha256": manifest.sha256,
+    outcome.facts = {"where": request.where, "backup": _facts(bound), "expires": marker["expires"], "cost": cost}
+    if manifest.sampled:
+        sample = data["sample"]
+        marker.update(content="sample", incomplete=sample["incomplete"])
+        outcome.facts["sample"] = {
+            **{key: sample[key] for key in ("rows", "tables", "methods")},
+            "incomplete": {label: {"rows": size[0], "bytes": size[1]} for label, size in sample["incomplete"].items()},
             "created": data["created"],
-            "hashes": data["hashes"],
-        },
-        "expires": marker["expires"],
-        "cost": cost,
-    }
+            "seconds": data["seconds"],
+        }
     outcome.changed, outcome.database = True, name
     if check_mode:
         return
     outcome.comparison = place.build(work, manifest, client, name, request, marker)
     outcome.warnings += outcome.comparison.warnings
     seconds = round(time.monotonic() - started, 3)
+    compared = [] if manifest.sampled else outcome.comparison.evidence()
     if not outcome.comparison.passed:
-        text = f"the restored backup is not what was backed up: {outcome.comparison.summary()}"
-        outcome.evidence = [_completed(request, "fail", text, outcome), *outcome.comparison.evidence()]
-        raise VerificationFailed(text, remedy="Take a new backup; this one must not be relied on.")
+        what = "the shadow is not the sample that was read" if manifest.sampled else _NOT_BACKED_UP
+        text = f"{what}: {outcome.comparison.summary()}"
+        outcome.evidence = [_completed(request, "fail", text, outcome), *compared]
+        remedy = "Nothing but the shadow was touched." if manifest.sampled else _ANOTHER_BACKUP
+        raise VerificationFailed(text, remedy=remedy)
     outcome.connection = place.login(name)
     measured = {"database": name, "where": request.where, "seconds": seconds, "size": data["database"]["bytes"]}
-    outcome.evidence = [_completed(request, "pass", measured, outcome), *outcome.comparison.evidence()]
+    if manifest.sampled:
+        measured = {
+            **{key: data["sample"][key] for key in ("tables", "rows")},
+            "tables_with_a_part_of_their_rows": len(data["sample"]["incomplete"]),
+        }
+    outcome.evidence = [_completed(request, "pass", measured, outcome), *compared]
+
+
+_NOT_BACKED_UP = "the restored backup is not what was backed up"
+_ANOTHER_BACKUP = "Take a new backup; this one must not be relied on."
 
 
 def _completed(request: ShadowRequest, result: str, measured: t.Any, outcome: ShadowOutcome) -> Evidence:
+    details = {"path": request.backup, "manifest_sha256": request.manifest_sha256, **outcome.facts}
+    if request.content == "sample":
+        # Not restore.completed: no backup was restored, and none of its criteria is measured.
+        return Evidence(
+            "shadow.sample", PHASE, result, measured, "the schema and the chosen rows of the live database's snapshot",
+            "pg_dump --schema-only and COPY in one snapshot; catalog entries, counts and hashes of both",
+            details={**details, "counts": outcome.comparison.counts if outcome.comparison else {}},
+        )  # fmt: skip
     return Evidence(
         "restore.completed", PHASE, result, measured, "the backup restored whole into a new database",
         "sha256 of the backup's files and manifest, pg_restore --exit-on-error",
-        details={"path": request.backup, "manifest_sha256": request.manifest_sha256, **outcome.facts},
+        details=details,
     )  # fmt: skip
 
 
@@ -715,6 +864,8 @@ def remove_shadow(
         raise PlanError("nothing says which shadow to remove", remedy=f"Give {option}, or the run_id it was made in.")
     outcome = ShadowOutcome(facts={"where": request.where})
     place = _place(options, request)
+    if not check_mode:
+        _sweep_scratch()
     target = request.target_db
     # A run's shadows are meant only when no single one is named.
     run_id = None if named else request.run_id

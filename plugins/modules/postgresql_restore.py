@@ -67,6 +67,86 @@ options:
         was rewritten together with its manifest.
       - Required for O(state=present) and O(state=swapped).
     type: str
+  content:
+    description:
+      - V(full) restores O(backup), which proves it.
+      - V(sample) is for a database too large for that. It makes the shadow from the live database O(source) instead,
+        of its whole schema and a sample of its rows, read in one snapshot. Small tables come whole, of the others come
+        rows chosen by the md5 of their primary key, and with them whatever they refer to, so that every foreign key
+        holds.
+      - With V(sample), O(backup) may also be a record of M(surefoot.dbops.postgresql_external_backup). It must be of
+        the same database with the same catalog, and proves nothing but that, since it is not restored.
+    type: str
+    choices: [full, sample]
+    default: full
+  source:
+    description:
+      - Connection options of the live database. It is only read.
+      - Required with O(content=sample).
+    type: dict
+    suboptions:
+      login_url:
+        description: As O(login_url).
+        type: str
+      login_host:
+        description: As O(login_host).
+        type: str
+      login_port:
+        description: As O(login_port).
+        type: int
+      login_user:
+        description: As O(login_user).
+        type: str
+      login_password:
+        description: As O(login_password).
+        type: str
+      login_db:
+        description: As O(login_db).
+        type: str
+      login_unix_socket:
+        description: As O(login_unix_socket).
+        type: path
+      session_role:
+        description: As O(session_role).
+        type: str
+      ssl_mode:
+        description: As O(ssl_mode).
+        type: str
+        choices: [disable, allow, prefer, require, verify-ca, verify-full]
+      ca_cert:
+        description: As O(ca_cert).
+        type: path
+        aliases: [ssl_rootcert]
+      ssl_cert:
+        description: As O(ssl_cert).
+        type: path
+      ssl_key:
+        description: As O(ssl_key).
+        type: path
+      connect_params:
+        description: As O(connect_params).
+        type: dict
+  sample_rows:
+    description:
+      - With O(content=sample), how many rows of each table are chosen. A table that has no more comes whole.
+      - A hundred times as many may come in because chosen rows refer to them, over a thousand steps. Beyond that they
+        are left out, and so are the rows that refer to them.
+    type: int
+    default: 1000
+  sample_size:
+    description: With O(content=sample), size of a table's chosen rows, by their average width.
+    type: str
+    default: 10MB
+  sample_scan_max:
+    description:
+      - With O(content=sample), a table over this size is not read whole to choose its rows. Its first and last rows by
+        primary key are taken, and without one those at the start of its file.
+    type: str
+    default: 10GB
+  sample_timeout:
+    description: With O(content=sample), how long reading the live database may take, which holds a snapshot meanwhile.
+    type: str
+    default: 10m
   where:
     description:
       - V(embedded) makes a fresh cluster of the same major version on the host that executes the module, tuned for a
@@ -179,6 +259,17 @@ EXAMPLES = r"""
   register: shadow
   delegate_to: localhost
 
+- name: Make a shadow of a database too large to restore
+  surefoot.dbops.postgresql_restore:
+    content: sample
+    source:
+      login_url: "{{ lookup('ansible.builtin.env', 'DATABASE_URL') }}"
+    backup: "{{ external.backup.path }}"
+    manifest_sha256: "{{ external.backup.manifest_sha256 }}"
+    run_id: "{{ run_id }}"
+  register: shadow
+  delegate_to: localhost
+
 - name: Look into it
   surefoot.dbops.postgresql_verification:
     login_unix_socket: "{{ shadow.connection.login_unix_socket }}"
@@ -269,6 +360,36 @@ backup:
       description: What it recorded about rows.
       type: str
       sample: full
+sample:
+  description: What of the live database is in the shadow.
+  returned: O(state=present) and O(content=sample), once it was read
+  type: dict
+  contains:
+    rows:
+      description: Number of rows.
+      type: int
+      sample: 26004
+    tables:
+      description: Number of tables with rows of their own.
+      type: int
+      sample: 41
+    incomplete:
+      description: By table of whose rows a part is there, number (estimated) and bytes of all of them in the source.
+      type: dict
+      sample: {public.audit_logs: {rows: 2000000000, bytes: 400000000000}}
+    methods:
+      description: By the same tables, how rows were chosen (V(md5), V(ends), V(start)), how many there are, and how
+        many chosen ones were left out.
+      type: dict
+      sample: {public.audit_logs: {method: ends, rows: 1000, left_out: 0}}
+    created:
+      description: Time of the snapshot, UTC.
+      type: str
+      sample: "2026-11-22T02:00:00.123Z"
+    seconds:
+      description: How long reading took.
+      type: float
+      sample: 21.4
 expires:
   description: When the shadow may be removed by other runs, UTC.
   returned: O(state=present), once the place was found fit
@@ -386,7 +507,8 @@ evidence:
   description:
     - Evidence records with the criteria C(restore.completed), C(restore.row_counts), C(restore.content),
       C(restore.sequences), C(restore.constraints), C(restore.extensions), C(restore.privileges), and
-      C(restore.catalog); with O(state=swapped) also C(rescue.lost_rows).
+      C(restore.catalog); with O(content=sample) C(shadow.sample) in their place; with O(state=swapped) also
+      C(rescue.lost_rows).
   returned: always
   type: list
   elements: dict
@@ -437,11 +559,13 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._argspec import (
     connection_argument_spec,
     run_argument_spec,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
 from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
     Invocation,
     connection_options,
     run_module,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._sample import SampleRequest
 from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import (
     ShadowRequest,
     make_shadow,
@@ -458,6 +582,12 @@ def argument_spec() -> ArgumentSpec:
             "state": {"type": "str", "choices": ["present", "absent", "swapped"], "default": "present"},
             "backup": {"type": "path"},
             "manifest_sha256": {"type": "str"},
+            "content": {"type": "str", "choices": ["full", "sample"], "default": "full"},
+            "source": {"type": "dict", "options": connection_argument_spec().argument_spec},
+            "sample_rows": {"type": "int", "default": 1000},
+            "sample_size": {"type": "str", "default": "10MB"},
+            "sample_scan_max": {"type": "str", "default": "10GB"},
+            "sample_timeout": {"type": "str", "default": "10m"},
             "where": {"type": "str", "choices": ["embedded", "server"], "default": "embedded"},
             "same_server": {"type": "bool", "default": False},
             "target_db": {"type": "str"},
@@ -478,6 +608,7 @@ def argument_spec() -> ArgumentSpec:
         required_if=[
             ("state", "present", ("backup", "manifest_sha256")),
             ("state", "swapped", ("backup", "manifest_sha256", "target_db")),
+            ("content", "sample", ("source",)),
         ],
     ).merge(connection_argument_spec(), run_argument_spec())
 
@@ -489,6 +620,13 @@ def run(module: Invocation) -> dict[str, t.Any]:
     request = ShadowRequest(
         backup=params["backup"] or "",
         manifest_sha256=params["manifest_sha256"] or "",
+        content=params["content"],
+        sample=SampleRequest(
+            rows=params["sample_rows"],
+            size=parse_size(params["sample_size"]),
+            scan_max=parse_size(params["sample_scan_max"]),
+            timeout=parse_duration(params["sample_timeout"]),
+        ),
         where=params["where"],
         same_server=params["same_server"],
         target_db=params["target_db"],
@@ -517,7 +655,10 @@ def run(module: Invocation) -> dict[str, t.Any]:
     if params["state"] == "absent":
         outcome = remove_shadow(options, request, socket=params["login_unix_socket"], check_mode=module.check_mode)
     else:
-        outcome = make_shadow(options, request, check_mode=module.check_mode)
+        source = ConnectionOptions.from_params(params["source"]) if params["source"] else None
+        for secret in source.secrets if source else ():
+            module.never_show(secret)
+        outcome = make_shadow(options, request, source=source, check_mode=module.check_mode)
     for warning in outcome.warnings:
         module.warn(warning)
     return outcome.results(None if module.check_mode else request.run_dir)
