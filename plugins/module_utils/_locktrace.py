@@ -60,6 +60,20 @@ LEFT JOIN pg_catalog.pg_class t ON t.oid = i.indrelid LEFT JOIN pg_catalog.pg_na
 WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> %s
   AND (%s::bigint[] IS NULL OR c.oid = ANY (%s::bigint[]))
 """
+_NAMED = """
+SELECT c.oid::bigint, n.nspname || '.' || c.relname
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname || '.' || c.relname = ANY (%s)
+"""
+# Scans of the table and of its indexes, rows written. Those of maintenance (a constraint that is validated, an index
+# that is built) count as scans too.
+_OWN_COUNTERS = """
+SELECT w.oid::bigint, sum(pg_catalog.pg_stat_get_xact_numscans(r.oid)),
+       sum(pg_catalog.pg_stat_get_xact_tuples_inserted(r.oid) + pg_catalog.pg_stat_get_xact_tuples_updated(r.oid)
+         + pg_catalog.pg_stat_get_xact_tuples_deleted(r.oid))
+FROM pg_catalog.unnest(%s::oid[]) AS w(oid) CROSS JOIN LATERAL (SELECT w.oid UNION ALL
+  SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = w.oid) AS r(oid) GROUP BY 1
+"""
 _KINDS = {
     "r": "table",
     "p": "partitioned table",
@@ -164,12 +178,15 @@ class _Transaction:
     others: set[int] = dataclasses.field(default_factory=set)  # new ones, catalogs, the ledger's
     alike: set[tuple[str, ...]] = dataclasses.field(default_factory=set)
     looked: bool = False
+    watched: dict[int, str] = dataclasses.field(default_factory=dict)  # the partial tables
+    counters: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 class LockTrace(Trace):
     """One trace for one run after the other; set ``phase`` before each. Not for two runs at the same time.
 
     :param sizes: name to (bytes, rows) where they are known better than by the planner's statistics
+    :param partial: tables of whose rows only a part is there; see ``touched``
     :raises ConnectionFailed: the second session cannot be opened
     """
 
@@ -181,8 +198,10 @@ class LockTrace(Trace):
         sizes: t.Mapping[str, tuple[int, int]] | None = None,
         interval: float = SAMPLE_INTERVAL,
         allow_session_pooler: bool = False,
+        partial: t.Collection[str] = (),
     ) -> None:
         self._ledger_schema = ledger_schema
+        self._partial = sorted(partial)
         self._sizes = sizes or {}
         self._interval = interval
         self._observer = open_session(options, "trace", allow_session_pooler=allow_session_pooler)
@@ -193,6 +212,10 @@ class LockTrace(Trace):
         self.locks: list[HeldLock] = []
         self.rewrites: list[dict[str, t.Any]] = []
         self.statements: list[dict[str, t.Any]] = []
+        # Phase and number of a transaction to the partial tables that it looked into, and to those whose rows it
+        # changed: what it found there, and how long it took, is not what it would find, and take, where all rows are.
+        self.touched: dict[tuple[str, int], set[str]] = {}
+        self.written: dict[tuple[str, int], set[str]] = {}
 
     def close(self) -> None:
         """End the second session."""
@@ -217,6 +240,7 @@ class LockTrace(Trace):
         if not transaction.looked:
             # What is held before the first statement came from the plan's lock_tables.
             transaction.looked = True
+            self._begin_to_watch(connection, transaction)
             place = _Place(
                 self.phase,
                 migration.id,
@@ -239,7 +263,7 @@ class LockTrace(Trace):
             with self._looking():
                 sampler.stop()
         seen = len(self.locks)
-        if self._worth_a_look(transaction, statement, kind):
+        if self._partial or self._worth_a_look(transaction, statement, kind):
             self._look(connection, transaction, place, started, sampler)
         self._note(place, started - transaction.started, finished - started, len(self.locks) - seen)
 
@@ -281,6 +305,7 @@ class LockTrace(Trace):
             with connection.cursor() as cursor:
                 cursor.execute(_OWN_LOCKS.format(pid="pg_catalog.pg_backend_pid()"))
                 rows: list[tuple[int, str, int | None]] = cursor.fetchall()
+            self._watch_partial(connection, transaction)
             self._learn(transaction, {oid for oid, _mode, _filenode in rows})
             held = {(oid, mode) for oid, mode, _filenode in rows}
             # A savepoint rolled back gives its locks back.
@@ -303,6 +328,35 @@ class LockTrace(Trace):
                 if filenode is not None:
                     self._compare(place, relation, filenode, finished - started)
 
+    def _begin_to_watch(self, connection: Connection, transaction: _Transaction) -> None:
+        if not self._partial:
+            return
+        with self._looking():
+            with self._observer.cursor() as cursor:
+                cursor.execute(_NAMED, (self._partial,))
+                transaction.watched = dict(cursor.fetchall())
+            transaction.counters = self._counters(connection, transaction)
+
+    @staticmethod
+    def _counters(connection: Connection, transaction: _Transaction) -> dict[int, tuple[int, int]]:
+        """Of each partial table what this session has read and written, and has not reported yet: which it does
+        between transactions only."""
+        if connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INTRANS:
+            return transaction.counters
+        with connection.cursor() as cursor:
+            cursor.execute(_OWN_COUNTERS, (list(transaction.watched),))
+            return {oid: (int(read), int(written)) for oid, read, written in cursor.fetchall()}
+
+    def _watch_partial(self, connection: Connection, transaction: _Transaction) -> None:
+        if not transaction.watched:
+            return
+        for oid, (read, written) in self._counters(connection, transaction).items():
+            before = transaction.counters.get(oid, (0, 0))
+            if written != before[1]:
+                self.written.setdefault((self.phase, transaction.number), set()).add(transaction.watched[oid])
+            if (read, written) != before:
+                self.touched.setdefault((self.phase, transaction.number), set()).add(transaction.watched[oid])
+
     def _learn(self, transaction: _Transaction, oids: set[int]) -> None:
         unknown = oids - transaction.known.keys() - transaction.others
         if unknown:
@@ -314,6 +368,9 @@ class LockTrace(Trace):
         if filenode == relation.filenode or relation.kind not in _HAS_ROWS:
             return
         relation.filenode = filenode
+        if relation.name in self._partial:
+            for found in (self.touched, self.written):
+                found.setdefault((place.phase, place.transaction), set()).add(relation.name)
         self.rewrites.append(
             {
                 **dataclasses.asdict(place),
@@ -358,6 +415,7 @@ class LockTrace(Trace):
                 self._outside(place, before[oid], mode, min(since, length), min(until, length), "sampled")
         if self._observer.closed:
             return
+        self._assume_touched(transaction, sampler, statement)
         rewritten = []
         for now in self._existing(None):
             earlier = before.get(now.oid)
@@ -370,6 +428,18 @@ class LockTrace(Trace):
         for relation in rewritten or self._target(statement, before):
             if (relation.oid, by_manual) not in sampler.held:
                 self._outside(place, relation, by_manual, 0.0, length, "documented")
+
+    def _assume_touched(self, transaction: _Transaction, sampler: _Sampler, statement: Statement) -> None:
+        """No counter can be read of what ran outside a transaction: the table that it names was looked into, and if it
+        names none, all were."""
+        if not self._partial:
+            return
+        named = self._target(statement, transaction.known)
+        names = {relation.table or relation.name for relation in named}
+        names |= {known.table or known.name for oid, _mode in sampler.held if (known := transaction.known.get(oid))}
+        found = names.intersection(self._partial) if named else set(self._partial)
+        if found:
+            self.touched.setdefault((self.phase, transaction.number), set()).update(found)
 
     def _outside(self, place: _Place, relation: Relation, mode: str, since: float, until: float, source: str) -> None:
         self.locks.append(

@@ -19,7 +19,12 @@ import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import _squawk
 from ansible_collections.surefoot.dbops.plugins.module_utils._catalog import Catalog, CatalogDiff, diff, snapshot
-from ansible_collections.surefoot.dbops.plugins.module_utils._checks import CheckGroup, CheckResult, Verification
+from ansible_collections.surefoot.dbops.plugins.module_utils._checks import (
+    CheckGroup,
+    CheckResult,
+    Verification,
+    is_catalog_query,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import (
     ConnectionOptions,
     connect,
@@ -241,6 +246,9 @@ class Rehearsal:
         # Checks of what was applied before: as production has them, and after the deployment.
         self._held: list[CheckResult] = []
         self._holding: list[CheckResult] = []
+        # Tables of which a shadow made of a sample holds a part: bytes and rows of the whole.
+        self._partial: dict[str, tuple[int, int]] = {}
+        self._pending_now: tuple[Migration, ...] = ()
         self._stop: t.Callable[[SurefootError], None] | None = None
         self._session: Connection | None = None
         self._reason: str | None = None
@@ -291,6 +299,12 @@ class Rehearsal:
     def _run(self, session: Connection, started: float) -> dict[str, t.Any]:
         marker, own_cluster = require_shadow(session, self._options, self._request.shadow)
         pending = self._pending()
+        self._partial, self._pending_now = partial_tables(marker), tuple(pending)
+        if self._partial:
+            self._notes.append(
+                f"the shadow holds a sample: a part of the rows of {len(self._partial)} tables; what depends on all of"
+                " them is not measured"
+            )
         if not own_cluster and self._request.shadow != "any":
             self._refuse_cluster_wide(pending)
         if self._check_mode:
@@ -471,7 +485,8 @@ class Rehearsal:
         self._trace = LockTrace(
             self._options,
             self._request.ledger_schema,
-            sizes=content.sizes,
+            sizes={**content.sizes, **self._partial},
+            partial=self._partial,
             interval=self._request.sample_interval,
             allow_session_pooler=self._request.allow_session_pooler,
         )
@@ -678,6 +693,37 @@ class Rehearsal:
                 " the comparison does not judge them"
             )
 
+    # --- on a sample -------------------------------------------------------------------------------------------------
+
+    def _looked_into(self, *phases: str, written: bool = False) -> list[str]:
+        """The tables of which a part is there and that these phases read or wrote (``written``: wrote)."""
+        trace = t.cast(LockTrace, self._trace)
+        seen = trace.written if written else trace.touched
+        found = {name for (phase, _number), names in seen.items() if phase in phases for name in names}
+        if "deploy" in phases:
+            found |= {
+                name
+                for migration in self._pending_now
+                for step in migration.steps
+                if not isinstance(step, SqlStep) and (name := ".".join(split_qualified(step.table))) in self._partial
+            }
+        return sorted(found)
+
+    def _unsure(self, what: str, names: t.Sequence[str]) -> str:
+        whole = [f"{name} ({self._partial[name][1]} rows)" for name in names]
+        return f"{what}, but on a sample: it depends on all rows of {_some(whole)}"
+
+    def _reads_rows(self) -> list[str]:
+        """Checks whose answer depends on what rows there are."""
+        if not self._partial:
+            return []
+        return [
+            f"{check.name} of {migration.id}"
+            for migration in self._pending_now
+            for check in migration.verify
+            if check.kind == "query" and not is_catalog_query(check.parsed)
+        ]
+
     # --- the verdicts ------------------------------------------------------------------------------------------------
 
     def _judge_deploy(self, pending: t.Sequence[Migration], marker: t.Mapping[str, t.Any] | None) -> list[Evidence]:
@@ -685,10 +731,17 @@ class Rehearsal:
         done = [name for item in deploys for name in item.done]
         wanted = [migration.id for migration in pending]
         error = next((item.error for item in deploys if item.error is not None), None)
+        partly = self._looked_into("deploy")
+        result, applied = verdict(done == wanted), t.cast(t.Any, done)
+        if done != wanted:
+            applied = f"{len(done)} of {len(wanted)} applied: {error}"
+        elif partly:
+            # Rows that are not there could be refused by a constraint, or by a unique index.
+            result, applied = "not_measured", self._unsure(f"{', '.join(done)} applied", partly)
         deployed = _evidence(
             "rehearsal.deploy",
-            verdict(done == wanted),
-            done if done == wanted else f"{len(done)} of {len(wanted)} applied: {error}",
+            result,
+            applied,
             "the runner, on the shadow",
             **rehearsed_details(
                 self._plan,
@@ -715,6 +768,9 @@ class Rehearsal:
             verified = _evidence("rehearsal.verify", "not_measured", "the deployment failed before", "checks")
         elif not checks:
             verified = _evidence("rehearsal.verify", "not_applicable", "the plan has no checks", "checks")
+        elif self._reads_rows():
+            text = f"on a sample: {_some(self._reads_rows())} may answer otherwise where all rows are"
+            verified = _evidence("rehearsal.verify", "not_measured", text, "checks", passed=len(checks))
         else:
             verified = _evidence("rehearsal.verify", "pass", {"checks": len(checks), "failed": []}, "checks")
         return [deployed, verified]
@@ -731,22 +787,28 @@ class Rehearsal:
             return [_evidence(name, "not_measured", proof.reason or "", source, **details) for name in names]
         # What has been proven of the newer ones does not stand for those that have no way back.
         good = "not_measured" if proof.reason else "pass"
+        read, written = self._looked_into("rollback"), self._looked_into("deploy", "rollback", written=True)
+        catalog = self._unsure("identical", read) if read and not proof.reason else None
+        data = sorted({*read, *written})
+        content = self._unsure("the same in the rows that are there", data) if data and not proof.reason else None
         found = {**proof.tables, **proof.sequences}
         tables, rows, sequences = proof.compared
         same: dict[str, t.Any] = {"tables": tables, "rows": rows, "sequences": sequences}
         return [
             _evidence(
                 names[0],
-                "fail" if proof.catalog else good,
-                proof.catalog.summary() if proof.catalog else proof.reason or "identical",
+                "fail" if proof.catalog else "not_measured" if catalog else good,
+                proof.catalog.summary() if proof.catalog else proof.reason or catalog or "identical",
                 source,
                 **details,
                 difference=proof.catalog.to_dict(),
             ),
             _evidence(
                 names[1],
-                "fail" if found else good,
-                _some([f"{name}: {what}" for name, what in found.items()]) if found else proof.reason or same,
+                "fail" if found else "not_measured" if content else good,
+                _some([f"{name}: {what}" for name, what in found.items()])
+                if found
+                else proof.reason or content or same,
                 hashes,
                 **details,
                 compared=same,
@@ -767,6 +829,9 @@ class Rehearsal:
         if change:
             text = f"the second deployment leaves another catalog: {change.summary()}"
             return _evidence(name, "fail", text, source, difference=change.to_dict())
+        partly = self._looked_into("redeploy")
+        if partly and not proof.reason:
+            return _evidence(name, "not_measured", self._unsure("it ends as the first", partly), source)
         measured = {"migrations": redeploy.done, "seconds": round(redeploy.seconds, 3)}
         return _evidence(name, "not_measured" if proof.reason else "pass", proof.reason or measured, source)
 
@@ -791,6 +856,14 @@ class Rehearsal:
         if not all(item.complete for item in self._passes if item.phase == "deploy"):
             reason = "the deployment failed before its end"
             return _evidence("rehearsal.lock_budget", "not_measured", reason, source, required=required, **details)
+        touched = t.cast(LockTrace, self._trace).touched
+        growing = [lock for lock in worst if (lock.phase, lock.transaction) in touched]
+        if growing:
+            # Its transaction worked through rows of which a part is there: with all of them it lasts longer.
+            tables = sorted({name for lock in growing for name in touched[lock.phase, lock.transaction]})
+            text = self._unsure(_some([describe_hold(lock, factor) for lock in growing]), tables)
+            details["grows_with"] = tables
+            return _evidence("rehearsal.lock_budget", "not_measured", text, source, required=required, **details)
         longest = describe_hold(worst[0], factor) if worst else "no lock that blocks readers or writers"
         return _evidence("rehearsal.lock_budget", "pass", longest, source, required=required, **details)
 
@@ -867,6 +940,12 @@ def require_shadow(
             code="shadow",
         )
     return marker, marker is not None and cluster == OWN_CLUSTER
+
+
+def partial_tables(marker: t.Mapping[str, t.Any] | None) -> dict[str, tuple[int, int]]:
+    """The tables of which a shadow holds a part of the rows: name to bytes and (estimated) rows of the whole."""
+    given = (marker or {}).get("incomplete") or {}
+    return {str(name): (int(size[1]), int(size[0])) for name, size in given.items()}
 
 
 def describe_hold(lock: HeldLock, factor: float = 1.0) -> str:

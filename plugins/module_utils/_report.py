@@ -639,8 +639,15 @@ def _rollback(summary: Facts, migrations: t.Sequence[Facts], command: str) -> di
         "needed": bool(applied),
         "without_way_back": [item["id"] for item in applied if not item["rollback_files"]],
         "loses": list(dict.fromkeys(table for item in applied for table in item["rollback_loses"])),
-        "backup": text(facts(summary.get("backup")).get("path")),
+        "backup": _place_of(facts(summary.get("backup"))),
     }
+
+
+def _place_of(backup: Facts) -> str | None:
+    """Where the backup lies; of one that another program took here is but the record."""
+    if not backup.get("location"):
+        return text(backup.get("path"))
+    return f"{backup.get('external_id')} in {backup['location']} (by {backup.get('method')})"
 
 
 def _notes(lines: t.Sequence[Facts]) -> dict[str, list[dict[str, t.Any]]]:

@@ -815,6 +815,11 @@ def _monitoring(report: Facts) -> Markup | None:
     return _table("Looks in the days after", ("When", "Decision", "Failed or missing", "Errors", "Denials"), lines)
 
 
+def _taken_by(backup: Facts) -> str:
+    """Of a backup that another program took: the one above is its record."""
+    return f"{backup.get('method')}: {backup.get('external_id')} in {backup['location']}"
+
+
 def _records(report: Facts) -> Markup | None:
     chain, backup, plan, actor = report["chain"], report["backup"] or {}, report["plan"], report["run"]["actor"] or {}
     pairs = [
@@ -823,6 +828,7 @@ def _records(report: Facts) -> Markup | None:
         ("Plan", join([element("bdi", plan["name"]), " ", _code(plan["sha256"] or "")]) if plan["name"] else None),
         ("Policy", _code(report["decision"]["policy_sha256"]) if report["decision"]["policy_sha256"] else None),
         ("Backup", element("bdi", backup.get("path")) if backup.get("path") else None),
+        ("Taken by", element("bdi", _taken_by(backup)) if backup.get("location") else None),
         ("Its manifest", _code(backup["manifest_sha256"]) if backup.get("manifest_sha256") else None),
         ("Its size", human_size(backup["size"]) if isinstance(backup.get("size"), (int, float)) else None),
         ("Requested by", element("bdi", actor.get("requested_by")) if actor.get("requested_by") else None),

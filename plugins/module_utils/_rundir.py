@@ -39,7 +39,10 @@ _NOTHING = {
     "announce": "nothing is pending, so there is nothing to announce",
     "sign_off": "nothing was applied by that run",
 }
-_BACKUP_FACTS = ("path", "name", "manifest_sha256", "size", "seconds", "reused")
+_BACKUP_FACTS = (
+    *("path", "name", "manifest_sha256", "size", "seconds", "reused"),
+    *("method", "external_id", "location", "confirmed"),  # of one that another program took
+)
 
 Results = t.Mapping[str, t.Any]
 
@@ -467,7 +470,11 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     if summary["backup"]:
         backup = summary["backup"]
         reused = " (taken before this run)" if backup.get("reused") else ""
-        lines.append(f"Backup{reused}: {backup['path']}")
+        if backup.get("location"):
+            lines.append(f"Backup{reused}, by {backup['method']}: {backup['external_id']} in {backup['location']}")
+            lines.append(f"  its record: {backup['path']}")
+        else:
+            lines.append(f"Backup{reused}: {backup['path']}")
         lines.append(f"  sha256 of its manifest: {backup['manifest_sha256']} (keep it elsewhere)")
     if summary["run_dir"]:
         lines.append(f"Run directory: {summary['run_dir']}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import glob
+import json
 import os
 import pathlib
 import signal
@@ -33,6 +34,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import (
 )
 from ansible_collections.surefoot.dbops.tests.support.pgserver import Database, PgServer, temporary_database
 
+MINE = uuid.uuid4().hex[:8]  # in the run_id of every run of this file
 OWNER, READER = f"owner_{uuid.uuid4().hex[:8]}", f"reader_{uuid.uuid4().hex[:8]}"
 SCHEMA = (
     f"CREATE ROLE {OWNER}",
@@ -49,7 +51,7 @@ SCHEMA = (
     "INSERT INTO app.people (team, boss, name) SELECT (g * 7) % 3000 + 1, CASE WHEN g % 50 > 0 THEN g - g % 50 END,"
     " 'person ' || g FROM generate_series(1, 10000) g WHERE g >= 50",
     "UPDATE app.people SET boss = NULL WHERE boss NOT IN (SELECT id FROM app.people)",
-    "UPDATE app.teams SET lead = id",
+    "UPDATE app.teams SET lead = (SELECT min(id) FROM app.people WHERE team = teams.id)",
     "ALTER TABLE app.teams ADD CONSTRAINT led FOREIGN KEY (lead) REFERENCES app.people DEFERRABLE INITIALLY DEFERRED",
     'CREATE TABLE app.places (a int, b text COLLATE "C", PRIMARY KEY (b, a))',
     "INSERT INTO app.places SELECT g, 'place ' || g FROM generate_series(1, 5000) g",
@@ -62,7 +64,8 @@ SCHEMA = (
     "CREATE TABLE app.events_1 PARTITION OF app.events FOR VALUES FROM ('2026-01-01') TO ('2026-07-01')",
     "CREATE TABLE app.events_2 PARTITION OF app.events FOR VALUES FROM ('2026-07-01') TO ('2027-01-01')",
     "INSERT INTO app.events SELECT g, date '2026-01-01' + g % 365 FROM generate_series(1, 8000) g",
-    "CREATE TABLE app.notes (id int PRIMARY KEY, event bigint, day date, FOREIGN KEY (event, day) REFERENCES app.events)",
+    "CREATE TABLE app.notes (id int PRIMARY KEY, event bigint, day date,"
+    " FOREIGN KEY (event, day) REFERENCES app.events)",
     "INSERT INTO app.notes SELECT id, id, day FROM app.events WHERE id <= 4000",
     "CREATE TABLE app.coloured (c app.colour, n int) PARTITION BY HASH (c)",
     "CREATE TABLE app.coloured_0 PARTITION OF app.coloured FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
@@ -135,14 +138,14 @@ def sample(
         content="sample",
         sample=SampleRequest(**how),
         min_free=0,
-        run_id=run_id or uuid.uuid4().hex,
+        run_id=run_id or f"{MINE}-{uuid.uuid4().hex[:8]}",
     )
     return make_shadow(None, request, source=options_of(database), check_mode=check_mode)
 
 
 @contextlib.contextmanager
 def shadow_of(database: Database, directory: pathlib.Path, **how: t.Any) -> t.Iterator[ShadowOutcome]:
-    run_id = uuid.uuid4().hex
+    run_id = f"{MINE}-{uuid.uuid4().hex[:8]}"
     try:
         yield sample(database, directory, run_id=run_id, **how)
     finally:
@@ -164,8 +167,16 @@ def rows_of(outcome: ShadowOutcome, table: str) -> int:
 
 
 def scratch_homes() -> list[str]:
+    """Directories of samples on their way to a shadow of this file's."""
     base = os.path.dirname(default_home("/shadow"))
-    return glob.glob(os.path.join(base, f"surefoot-{os.geteuid()}-*", "sample"))
+    states = glob.glob(os.path.join(base, f"surefoot-{os.geteuid()}-*", "shadow.json"))
+    found = []
+    for path in states:
+        with contextlib.suppress(OSError, ValueError):  # another one's, gone by now
+            state = json.loads(pathlib.Path(path).read_text("utf-8"))
+            if state["state"] == "sampling" and str(state["run_id"]).startswith(MINE):
+                found.append(path)
+    return found
 
 
 # --- what is in it ---------------------------------------------------------------------------------------------------
@@ -207,7 +218,8 @@ def test_a_sample_has_the_whole_schema_and_rows_that_hold_together(source: Datab
             (counted + 1,),
         ]
         assert query(outcome, "SELECT relispopulated FROM pg_class WHERE oid = 'app.empty'::regclass") == [(False,)]
-        security = "SELECT relrowsecurity, relforcerowsecurity, relowner::regrole::text FROM pg_class WHERE relname = 'secrets'"
+        columns = "relrowsecurity, relforcerowsecurity, relowner::regrole::text"
+        security = f"SELECT {columns} FROM pg_class WHERE relname = 'secrets'"
         assert query(outcome, security) == source.query(security) == [(True, True, OWNER)]
         analyzed = query(outcome, "SELECT reltuples FROM pg_class WHERE oid = 'app.visits'::regclass")
         assert analyzed[0][0] == rows_of(outcome, "app.visits")
@@ -244,10 +256,10 @@ def test_a_chain_without_end_is_left_out_with_what_hangs_on_it(database: Databas
     database.query("CREATE TABLE public.chain (id int PRIMARY KEY, previous int REFERENCES public.chain)")
     database.query("INSERT INTO public.chain SELECT g, nullif(g - 1, 0) FROM generate_series(1, 5000) g")
     database.query("ANALYZE public.chain")
-    with shadow_of(database, tmp_path, rows=50) as outcome:
+    with shadow_of(database, tmp_path, rows=20) as outcome:
         left = outcome.facts["sample"]["methods"]["public.chain"]
         assert left["left_out"] > 0
-        assert rows_of(outcome, "public.chain") == left["rows"] <= 500
+        assert rows_of(outcome, "public.chain") == left["rows"] <= 2000
 
 
 def test_no_more_of_the_source_is_touched_than_a_reader_touches(source: Database, tmp_path: pathlib.Path) -> None:
@@ -269,7 +281,11 @@ def test_a_sample_is_of_the_database_of_the_backup_with_its_catalog(
     database.query("CREATE TABLE public.t (i int)")
     backup = record_of(database, tmp_path)
     request = ShadowRequest(
-        backup=backup["path"], manifest_sha256=backup["manifest_sha256"], content="sample", min_free=0, run_id="x"
+        backup=backup["path"],
+        manifest_sha256=backup["manifest_sha256"],
+        content="sample",
+        min_free=0,
+        run_id=f"{MINE}-x",
     )
     with pytest.raises(BackupError, match="the backup is of"):
         make_shadow(None, request, source=options_of(source))
@@ -290,7 +306,11 @@ def test_what_the_role_may_not_read_is_refused(source: Database, tmp_path: pathl
     try:
         backup = record_of(source, tmp_path)
         request = ShadowRequest(
-            backup=backup["path"], manifest_sha256=backup["manifest_sha256"], content="sample", min_free=0, run_id="x"
+            backup=backup["path"],
+            manifest_sha256=backup["manifest_sha256"],
+            content="sample",
+            min_free=0,
+            run_id=f"{MINE}-x",
         )
         weak = ConnectionOptions.from_params({**source.params, "login_user": name})
         with pytest.raises(BackupError, match="may not read"):
@@ -304,15 +324,21 @@ def test_what_the_role_may_not_read_is_refused(source: Database, tmp_path: pathl
 
 def test_reading_that_takes_too_long_is_stopped(database: Database, tmp_path: pathlib.Path) -> None:
     database.query("CREATE TABLE public.t (i int)")
+    backup = record_of(database, tmp_path)
+    request = ShadowRequest(
+        backup=backup["path"],
+        manifest_sha256=backup["manifest_sha256"],
+        content="sample",
+        sample=SampleRequest(timeout=1.0),
+        min_free=0,
+        run_id=f"{MINE}-late",
+    )
     blocker = database.connect()
     blocker.autocommit = False
     with contextlib.closing(blocker), blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE public.t IN ACCESS EXCLUSIVE MODE")
-        backup_done = False
         with pytest.raises(SurefootError, match=r"were not read within 1\.0 s") as caught:
-            backup_done = True
-            sample(database, tmp_path, timeout=1.0)
-        assert backup_done
+            make_shadow(None, request, source=options_of(database))
         assert "sample_timeout" in (caught.value.remedy or "")
     assert scratch_homes() == []
 
@@ -339,10 +365,8 @@ _shadow.make_shadow(None, _shadow.ShadowRequest(content="sample", min_free=0, **
 
 
 def test_what_a_killed_run_had_read_is_removed_by_the_next(source: Database, tmp_path: pathlib.Path) -> None:
-    import json
-
     backup = record_of(source, tmp_path)
-    request = {"backup": backup["path"], "manifest_sha256": backup["manifest_sha256"], "run_id": "killed"}
+    request = {"backup": backup["path"], "manifest_sha256": backup["manifest_sha256"], "run_id": f"{MINE}-killed"}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED],
         stdin=subprocess.PIPE,
@@ -363,7 +387,7 @@ def test_what_a_killed_run_had_read_is_removed_by_the_next(source: Database, tmp
     deadline = time.monotonic() + 30
     while scratch_homes() and time.monotonic() < deadline:
         remove_shadow(
-            ConnectionOptions.from_params(source.params), ShadowRequest(where="server", run_id="x"), socket=None
+            ConnectionOptions.from_params(source.params), ShadowRequest(where="server", run_id=f"{MINE}-x"), socket=None
         )
         time.sleep(0.1)
     assert scratch_homes() == []
@@ -383,11 +407,11 @@ def test_a_sample_on_another_database_of_the_server_is_marked_like_any_shadow(
         same_server=True,
         database_free_space=2**40,
         min_free=0,
-        run_id="beside",
+        run_id=f"{MINE}-beside",
     )
     outcome = make_shadow(server, request, source=options_of(source))
     try:
-        assert outcome.database == f"{source.name}_shadow_beside"
+        assert outcome.database == f"{source.name}_shadow_{MINE}_beside"
         comment = source.scalar(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", (outcome.database,)
         )
@@ -396,6 +420,6 @@ def test_a_sample_on_another_database_of_the_server_is_marked_like_any_shadow(
         public = "SELECT has_database_privilege('public', %s, 'CONNECT')"
         assert source.scalar(public, (outcome.database,)) is False
     finally:
-        assert remove_shadow(server, ShadowRequest(where="server", run_id="beside"), socket=None).removed == [
+        assert remove_shadow(server, ShadowRequest(where="server", run_id=f"{MINE}-beside"), socket=None).removed == [
             outcome.database
         ]
