@@ -680,6 +680,7 @@ _SLOT = 900  # seconds the migrations share
 _MODULE_PHASES = {
     ("postgresql_backup", "verified"): ("restore", "document"),
     ("postgresql_backup", None): ("backup", "document"),
+    ("postgresql_external_backup", None): ("backup", "document"),
     ("postgresql_restore", "absent"): ("checks", "document"),
     ("postgresql_restore", "swapped"): ("rollback", "rollback"),
     ("postgresql_restore", None): ("restore", "restore"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import pathlib
 import time
 import typing as t
 
@@ -297,3 +298,103 @@ def test_nothing_is_applied_without_the_gates_own_go(pending: App) -> None:
     assert outcome.returncode != 0, outcome.output
     assert "Let the gate decide first" in outcome.output
     assert_untouched(pending, before)
+
+
+# --- a database too large to dump ------------------------------------------------------------------------------------
+
+
+def _program(app: App) -> list[str]:
+    """What takes the backup: a fake, which copies nothing and says that it did. What pgBackRest and its kin do stays
+    untested."""
+    said = {
+        "id": "20261122-020000F",
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "size": 2**31,
+        "location": "s3://backups/main",
+        "system_identifier": app.database.scalar("SELECT system_identifier::text FROM pg_control_system()"),
+    }
+    path = app.directory / "take-backup"
+    path.write_text(f"#!/bin/sh\necho backing up $1\ncat <<'END'\n{json.dumps(said)}\nEND\n", encoding="utf-8")
+    path.chmod(0o700)
+    return [str(path), "{database}"]
+
+
+def test_a_backup_by_another_program_is_a_no_go_that_names_the_missing_proof_and_a_go_when_it_is_waived(
+    pending: App,
+) -> None:
+    pending.database.query(
+        "INSERT INTO public.accounts SELECT i, 'account ' || i FROM generate_series(101, 3000) AS i; ANALYZE"
+    )
+    pending.migration(
+        "001_slugs",
+        "ALTER TABLE public.accounts ADD COLUMN slug text;",
+        "ALTER TABLE public.accounts DROP COLUMN slug;",
+    )
+    before = pending.schema()
+    given: dict[str, t.Any] = {
+        "surefoot_backup_method": "external",
+        "surefoot_backup_command": _program(pending),
+        "surefoot_rehearse_sample_rows": 50,
+    }
+    refused = pending.migrate(policy=PROVEN, **given)
+    assert refused.returncode != 0, refused.output
+    assert pending.applied() == []
+    assert pending.schema() == before
+    said = " ".join(refused.error.split())
+    assert "NO-GO" in said
+    unproven = ["backup.verified", "backup.contains_tables", "backup.stored_securely"]
+    unproven += [
+        f"restore.{name}"
+        for name in ("completed", "row_counts", "content", "sequences", "constraints")
+        + ("extensions", "privileges", "catalog")
+    ]
+    for criterion in unproven:
+        assert f"missing: {criterion}: not measured" in said, criterion
+    assert "taken by external" in said
+    assert "restore_proof: false" in said
+    assert "criteria: {name: optional}" in said
+    # Only the proof is missing: the rehearsal on a sample has shown what it can.
+    gate = json.loads((pending.run_directories()[-1] / "gate.json").read_text("utf-8"))
+    assert sorted(line.partition(":")[0] for line in gate["missing"]) == sorted(unproven)
+    assert gate["failed"] == []
+    evidence = pending.evidence()
+    for criterion in ("shadow.sample", "rehearsal.deploy", "rehearsal.lock_budget", "gate.backup_identity"):
+        assert evidence[criterion]["verdict"] == "pass", evidence[criterion]
+    assert not any(criterion.startswith("restore.") for criterion in evidence)
+
+    why = {"reason": "2 TB, restored every Sunday by another team", "by": "head of platform", "expires": "2999-12-31"}
+    waived = {**PROVEN, "waivers": [{"criterion": name, **why} for name in unproven]}
+    given["surefoot_backup_command"] = _program(pending)
+    decided = pending.migrate(policy=waived, surefoot_stop_after="gate", **given)
+    assert decided.returncode == 0, decided.output
+    go = pending.run_directories()[-1]
+    record = pending.evidence()["backup.created"]["details"]
+    assert json.loads((go / "go.json").read_text("utf-8"))["backup"]["id"] == record["backup_id"]
+
+    # The GO is for this backup's record and the catalog that it was taken of.
+    manifest = pathlib.Path(record["path"]) / "manifest.json"
+    kept = manifest.read_bytes()
+    manifest.write_bytes(kept.replace(b"s3://backups/main", b"s3://backups/othr"))
+    altered = pending.migrate(policy=waived, surefoot_go=str(go), **given)
+    assert altered.returncode != 0
+    assert "backup" in altered.errors[0]
+    manifest.write_bytes(kept)
+    assert pending.applied() == []
+
+    applied = pending.migrate(policy=waived, surefoot_go=str(go), **given)
+    assert applied.returncode == 0, applied.output
+    assert pending.applied() == ["001_slugs"]
+    assert "Backup, by external: 20261122-020000F in s3://backups/main" in applied.summary()
+    report = (go / "report.html").read_text("utf-8")
+    assert "restored every Sunday" in report
+
+
+def test_a_program_that_takes_no_backup_stops_the_run(pending: App) -> None:
+    before = pending.schema()
+    failing = {"surefoot_backup_method": "external", "surefoot_backup_command": ["/bin/sh", "-c", "exit 3"]}
+    outcome = pending.migrate(policy=PROVEN, **failing)
+    assert outcome.returncode != 0
+    assert "exit code 3" in outcome.errors[0]
+    assert_untouched(pending, before)
+    unknown = pending.migrate(policy=PROVEN, surefoot_backup_method="tape")
+    assert "surefoot_backup_method is tape" in unknown.errors[0]
