@@ -325,11 +325,10 @@ def test_a_backup_by_another_program_is_a_no_go_that_names_the_missing_proof_and
     pending.database.query(
         "INSERT INTO public.accounts SELECT i, 'account ' || i FROM generate_series(101, 3000) AS i; ANALYZE"
     )
-    pending.migration(
-        "001_slugs",
-        "ALTER TABLE public.accounts ADD COLUMN slug text;",
-        "ALTER TABLE public.accounts DROP COLUMN slug;",
-    )
+    # Without its index, which would read every row.
+    pending.migrations.clear()
+    table = "ALTER TABLE public.accounts"
+    pending.migration("001_slugs", f"{table} ADD COLUMN slug text;", f"{table} DROP COLUMN slug;")
     before = pending.schema()
     given: dict[str, t.Any] = {
         "surefoot_backup_method": "external",

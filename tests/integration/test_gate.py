@@ -20,7 +20,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._connection import 
 from ansible_collections.surefoot.dbops.plugins.module_utils._criteria import CRITERIA, GO
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import BackupError, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, record
+from ansible_collections.surefoot.dbops.plugins.module_utils._external import ExternalRequest, take_external_backup
 from ansible_collections.surefoot.dbops.plugins.module_utils._gate import GateRequest, Outcome, hold_gate
+from ansible_collections.surefoot.dbops.plugins.module_utils._gate import no_go as error_of
 from ansible_collections.surefoot.dbops.plugins.module_utils._go import (
     StaleGo,
     before_apply,
@@ -679,3 +681,146 @@ def test_the_module_signs_off_what_was_measured_after_the_apply(site: Site) -> N
     without = module(site, state="sign_off", attestations=said[:1])
     assert "not measured: attestation.no_support_tickets." in without.result["msg"]
     assert os.path.exists(path)
+
+
+# --- a backup that another program took ------------------------------------------------------------------------------
+
+
+class External(Site):
+    """The same, with the record of a backup that another program took, of which nothing else exists: a fake."""
+
+    def __init__(self, database: Database, directory: pathlib.Path, **said: t.Any) -> None:
+        super().__init__(database, directory)
+        shutil.rmtree(self.run_dir)
+        reported = {
+            "id": "b1",
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "size": 2**30,
+            "location": "s3://backups/main",
+            "system_identifier": database.scalar("SELECT system_identifier::text FROM pg_control_system()"),
+            **said,
+        }
+        reported = {key: value for key, value in reported.items() if value is not None}
+        since = (datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1)).isoformat()
+        taken = take_external_backup(
+            self.options, ExternalRequest(dest=str(directory / "records"), reported=reported, since=since, run_id=RUN)
+        )
+        assert taken.backup is not None
+        self.backup = taken.backup
+        record(self.run_dir, taken.evidence)
+        self.given = [name for name in self.given if not name.startswith("restore.")]
+        record(self.run_dir, [self.proof(name) for name in self.given])
+        self.unproven = [name for name in CRITERIA if name.startswith("restore.")]
+        self.unproven += ["backup.verified", "backup.contains_tables", "backup.stored_securely"]
+
+    def waivers(self, *more: str) -> dict[str, t.Any]:
+        why = {"reason": "2 TB", "by": "Ada Lovelace", "expires": "2999-12-31"}
+        return {"waivers": [{"criterion": name, **why} for name in (*self.unproven, *more)]}
+
+
+@pytest.fixture
+def external(database: Database, tmp_path: pathlib.Path) -> External:
+    return External(database, tmp_path)
+
+
+def missing_of(outcome: Outcome) -> set[str]:
+    return {item.criterion for item in outcome.decision.having("missing")}
+
+
+def test_the_proof_that_a_backup_by_another_program_lacks_is_named(external: External) -> None:
+    outcome = external.decide()
+    assert outcome.decision.decision == "NO-GO"
+    assert missing_of(outcome) == set(external.unproven)
+    assert outcome.decision.having("fail") == []
+    (note,) = [line for line in outcome.decision.lines() if line.strip().startswith("note:")]
+    assert "taken by external" in note
+    assert "s3://backups/main" in note
+    for name in external.unproven:
+        assert name in note
+    assert "restore_proof: false" in note
+    error = str(error_of(outcome))
+    assert "A policy accepts that by a waiver of each" in error
+    assert "\n" not in error
+
+
+@pytest.mark.versions
+def test_a_policy_that_accepts_it_says_so_by_waiver_by_criteria_or_by_restore_proof(external: External) -> None:
+    for policy in (
+        external.waivers(),
+        {"criteria": dict.fromkeys(external.unproven, "optional")},
+        {
+            "restore_proof": False,
+            "criteria": {name: "optional" for name in external.unproven if name.startswith("backup.")},
+        },
+    ):
+        outcome = external.decide(policy=policy)
+        assert outcome.decision.go, outcome.decision.lines()
+        assert any("neither read back nor restored" in note for note in outcome.decision.notes)
+        assert all("A policy accepts" not in note for note in outcome.decision.notes)
+    partly = external.decide(policy={"restore_proof": False})
+    assert missing_of(partly) == {"backup.verified", "backup.contains_tables", "backup.stored_securely"}
+
+
+def test_a_go_is_bound_to_the_record_of_such_a_backup(external: External, database: Database) -> None:
+    policy = external.waivers()
+    external.go(policy=policy)
+    resolved = resolve_policy({**external.policy, **policy})
+    key = read_key(external.run_dir, None)
+    go = read_go(os.path.join(external.run_dir, "go.json"), key)
+    assert go["backup"]["id"] == external.backup["id"]
+
+    def check() -> None:
+        with contextlib.closing(database.connect()) as connection:
+            check_go(
+                go, connection, external.plan, external.plan.migrations, key=key, variables={}, secrets=SECRETS,
+                policy=resolved, ledger_schema=DEFAULT_SCHEMA, now=datetime.datetime.now(datetime.timezone.utc),
+            )  # fmt: skip
+
+    check()
+    database.query("CREATE INDEX kept_i ON kept (i)")
+    with pytest.raises(StaleGo, match="catalog"):
+        check()
+    database.query("DROP INDEX kept_i")
+    check()
+    shutil.rmtree(external.backup["path"])
+    with pytest.raises(StaleGo, match="backup is gone"):
+        check()
+
+
+def test_the_catalog_of_the_record_is_compared(external: External, database: Database) -> None:
+    database.query("ALTER TABLE kept ADD COLUMN j int")
+    outcome = external.decide(policy=external.waivers())
+    assert [item.criterion for item in outcome.decision.having("fail")] == ["gate.catalog"]
+
+
+def test_a_backup_that_does_not_say_of_which_server_it_is_has_no_identity(
+    database: Database, tmp_path: pathlib.Path
+) -> None:
+    site = External(database, tmp_path, system_identifier=None)
+    assert missing_of(site.decide(policy=site.waivers())) == {"gate.backup_identity"}
+    assert site.decide(policy=site.waivers("gate.backup_identity")).decision.go
+    # By its address it says so too.
+    address = External(database, tmp_path / "2", system_identifier=None, address="db.example.com")
+    assert missing_of(address.decide(policy=address.waivers())) == {"gate.backup_identity"}
+
+
+def test_a_record_of_another_database_fails(external: External, pg_server: PgServer) -> None:
+    with temporary_database(pg_server) as other:
+        outcome = hold_gate(
+            external.plan,
+            ConnectionOptions.from_params(other.params),
+            external.request(policy=external.waivers()),
+        )
+    assert "gate.backup_identity" in {item.criterion for item in outcome.decision.having("fail")}
+
+
+def test_an_old_backup_is_too_old_and_has_no_catalog(database: Database, tmp_path: pathlib.Path) -> None:
+    day = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    site = External(database, tmp_path, created=day.isoformat())
+    outcome = site.decide(policy=site.waivers())
+    assert [item.criterion for item in outcome.decision.having("fail")] == ["gate.backup_age"]
+    assert missing_of(outcome) == {"gate.catalog"}
+    lenient = site.decide(policy={**site.waivers("gate.catalog"), "backup_max_age": "2d"})
+    assert lenient.decision.go, lenient.decision.lines()
+    strict = site.decide(policy={**site.waivers("gate.catalog"), "backup_max_age": "2h"})
+    assert [item.criterion for item in strict.decision.having("fail")] == ["gate.backup_age"]
