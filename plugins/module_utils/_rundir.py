@@ -442,7 +442,10 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
             lines.append(f"  BUT THAT IS NOT PROVEN: {_first_line(summary['unproven'])}")
         if summary["not_rolled_back"]:
             lines.append(f"  NOT ROLLED BACK: {summary['not_rolled_back'].rstrip('.')}.")
-            lines.append("  Run the rollback playbook, or as the last resort the playbook swap with the backup below.")
+            swap = "the playbook swap with the backup below"
+            if (summary["backup"] or {}).get("location"):  # which holds no dump
+                swap = "restore the backup below with the program that took it"
+            lines.append(f"  Run the rollback playbook, or as the last resort {swap}.")
     elif summary["outcome"] == "no_go":
         lines += _in_the_way(summary)
     elif summary["outcome"] == "checked" and summary["not_measured"]:

@@ -304,3 +304,17 @@ def test_only_a_run_whose_migrations_are_there_is_monitored(
         return
     with pytest.raises(PlanError, match="applied nothing that is still there"):
         check_monitored(begun)
+
+
+def test_a_backup_by_another_program_is_said_to_be_one():
+    backup = {
+        "path": "/b/1",
+        "manifest_sha256": "00ff",
+        "method": "external",
+        "external_id": "b1",
+        "location": "s3://backups/main",
+    }
+    summary = _summary({"plan": {"pending": []}, "backup": {"backup": backup}})
+    lines = describe(summary, rollback_hint="")
+    assert "Backup, by external: b1 in s3://backups/main" in lines
+    assert "  its record: /b/1" in lines
