@@ -70,10 +70,12 @@ WHERE n.nspname || '.' || c.relname = ANY (%s)
 _OWN_COUNTERS = """
 SELECT w.oid::bigint, sum(pg_catalog.pg_stat_get_xact_numscans(r.oid)),
        sum(pg_catalog.pg_stat_get_xact_tuples_inserted(r.oid) + pg_catalog.pg_stat_get_xact_tuples_updated(r.oid)
-         + pg_catalog.pg_stat_get_xact_tuples_deleted(r.oid))
+         + pg_catalog.pg_stat_get_xact_tuples_deleted(r.oid)),
+       pg_catalog.current_setting('track_counts') = 'on'
 FROM pg_catalog.unnest(%s::oid[]) AS w(oid) CROSS JOIN LATERAL (SELECT w.oid UNION ALL
   SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = w.oid) AS r(oid) GROUP BY 1
 """
+_UNKNOWN = (-1, -1)
 _KINDS = {
     "r": "table",
     "p": "partitioned table",
@@ -345,16 +347,19 @@ class LockTrace(Trace):
             return transaction.counters
         with connection.cursor() as cursor:
             cursor.execute(_OWN_COUNTERS, (list(transaction.watched),))
-            return {oid: (int(read), int(written)) for oid, read, written in cursor.fetchall()}
+            rows = cursor.fetchall()
+        # Where nothing is counted, everything may have happened.
+        return {oid: (int(read), int(written)) if counted else _UNKNOWN for oid, read, written, counted in rows}
 
     def _watch_partial(self, connection: Connection, transaction: _Transaction) -> None:
         if not transaction.watched:
             return
         for oid, (read, written) in self._counters(connection, transaction).items():
             before = transaction.counters.get(oid, (0, 0))
-            if written != before[1]:
+            unknown = _UNKNOWN in (before, (read, written))
+            if unknown or written != before[1]:
                 self.written.setdefault((self.phase, transaction.number), set()).add(transaction.watched[oid])
-            if (read, written) != before:
+            if unknown or (read, written) != before:
                 self.touched.setdefault((self.phase, transaction.number), set()).add(transaction.watched[oid])
 
     def _learn(self, transaction: _Transaction, oids: set[int]) -> None:

@@ -253,3 +253,12 @@ def test_from_a_live_database_to_the_evidence(
         assert lock["rows"] == 3000, "as large as it is where it will run"
     finally:
         remove_shadow(None, ShadowRequest(run_id=f"live-{database.name}"), socket=None)
+
+
+def test_where_the_server_counts_nothing_nothing_is_known(plan: MigrationSet, shadow: Database) -> None:
+    shadow.query(f"ALTER DATABASE {shadow.name} SET track_counts = off")
+    table = "ALTER TABLE public.large"
+    plan.add("001", f"{table} ADD COLUMN slug text", rollback=f"{table} DROP COLUMN slug")
+    found = verdicts(on(plan, shadow))
+    unsure = {"deploy", "redeploy", "rollback_catalog", "rollback_data", "lock_budget"}
+    assert {name for name, verdict in found.items() if verdict == "not_measured"} == unsure
