@@ -476,10 +476,10 @@ class Health:
         return targets
 
     def _probe_all(self) -> None:
-        waiting: queue.Queue[Target] = queue.Queue()
+        waiting: queue.Queue[tuple[int, Store]] = queue.Queue()
         for target in self.targets:
-            if target.result is None:
-                waiting.put(target)
+            if target.result is None and target.store is not None:
+                waiting.put((id(target), target.store))
         deadline = time.monotonic() + self.total_timeout
         results: dict[int, Result] = {}
 
@@ -489,11 +489,10 @@ class Health:
                 if left <= 0:
                     return
                 try:
-                    target = waiting.get_nowait()
+                    number, store = waiting.get_nowait()
                 except queue.Empty:
                     return
-                assert target.store is not None
-                results[id(target)] = probe(target.store, min(self.timeout, left))
+                results[number] = probe(store, min(self.timeout, left))
 
         threads = [
             threading.Thread(target=work, name="surefoot-probes", daemon=True)

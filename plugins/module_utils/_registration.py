@@ -113,7 +113,8 @@ class Registration:
         self._request = request
         self._session: Session | None = None
         self._store: Store | None = None
-        self._key = self._old_key = None
+        self._key: str | None = None
+        self._old_key: str | None = None
         # Everything that can be refused is refused before anything connects.
         if request.state == PRESENT:
             self._store = parse_store_url(request.url, where="url", kind=request.kind)
@@ -175,9 +176,9 @@ class Registration:
     # --- present
 
     def _present(self, session: Session) -> Outcome:
-        request, store = self._request, self._store
-        assert store is not None and self._key is not None
-        keys = Keys(self._key, self._registry.label)
+        request = self._request
+        store = self._store or parse_store_url(request.url, where="url", kind=request.kind)
+        keys = Keys(self._key or "", self._registry.label)
         # As the server writes it: an upper-case UUID is the same project.
         ((project,),) = session.query(f"SELECT ({session.literal(request.project_id, 'project_id')})::pg_catalog.text")
         new = Row(project_id=str(project), name=str(request.name), type=store.kind, status="active")
@@ -409,9 +410,8 @@ class Registration:
     # --- rotated
 
     def _rotated(self, session: Session) -> Outcome:
-        assert self._key is not None and self._old_key is not None
         label = self._registry.label
-        new, old = Keys(self._key, label), Keys(self._old_key, label)
+        new, old = Keys(self._key or "", label), Keys(self._old_key or "", label)
         condition = "true"
         if self._request.project_ids:
             wanted = ", ".join(session.literal(item, "project_id") for item in self._request.project_ids)
