@@ -689,6 +689,9 @@ _MODULE_PHASES = {
     ("postgresql_evidence", None): ("document", "document"),
     ("postgresql_baseline", None): ("checks", "baseline"),
     ("http_probe", None): ("checks", "application"),
+    ("rds_maintenance_window", None): ("checks", "document"),
+    ("rds_log_info", None): ("checks", "application"),
+    ("database_health", None): ("checks", "application"),
     ("notify", None): ("checks", "document"),
     ("sign_off", None): ("document", "document"),
 }

@@ -218,6 +218,12 @@ _REASONS = 5  # of a NO-GO, in the closing lines
 PHASES = (
     "plan",
     "preflight",
+    "hold",
+    "rds",
+    "snapshot",
+    "deployed",
+    "variables",
+    "health",
     "probes_before",
     "baseline_before",
     "backup",

