@@ -34,11 +34,10 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
     Script,
     StatementClass,
     classify,
-    inspect,
     may_return_many_rows,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded, render
-from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Step
+from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Step, inspect_step
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
 from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch, runner_lock_lost
@@ -186,7 +185,7 @@ class Context:
     def script(self, step: Step) -> Script:
         sql = t.cast(SqlStep, step)
         if sql.path not in self.scripts:
-            self.scripts[sql.path] = inspect(sql.path, transaction=sql.transaction)
+            self.scripts[sql.path] = inspect_step(sql)
         return self.scripts[sql.path]
 
     def open_control(self) -> Connection:

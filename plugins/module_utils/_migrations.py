@@ -74,6 +74,8 @@ class Migrations:
         text: Text | None = None
         try:
             self._worker.check_stop()
+            not_begun = self._not_begun(migration, steps)
+            simple = simple and not not_begun
             text = self._text(steps)
             if simple:
                 # A rollback also forgets how far a half-applied deployment had come.
@@ -81,7 +83,7 @@ class Migrations:
                 work = Work(migration, 0, t.cast(SqlStep, steps[0]), self._context.script(steps[0]), text, True, clear)
                 self._transactions.run([work], limits, attempts)
             else:
-                self._steps(migration, steps, text, limits, attempts)
+                self._steps(migration, steps, text, limits, attempts, not_begun)
         except BaseException as exc:
             self._record_failure(migration, text, started, attempts.number, exc)
             if not simple and not self._control.closed:
@@ -100,6 +102,7 @@ class Migrations:
         text: Text,
         limits: Limits,
         attempts: Attempts,
+        not_begun: t.Collection[int],
     ) -> None:
         progress = self._ledger.progress(self._control, migration.id, self._action)
         last = len(steps) - 1
@@ -115,6 +118,8 @@ class Migrations:
             self._same_step(migration, step, digest, progress.get((number, WHOLE_STEP)))
             if (number, WHOLE_STEP) in progress and progress[number, WHOLE_STEP].state == "done":
                 continue
+            if number in not_begun:
+                continue
             if isinstance(step, BackfillStep):
                 self._backfills.run(migration, number, step, digest, progress, limits)
             elif not step.transaction:
@@ -127,6 +132,21 @@ class Migrations:
                 recorded = final
         if not recorded:
             self._transactions.run([Work(migration, last + 1, None, None, text, True, True)], limits, attempts)
+
+    def _not_begun(self, migration: Migration, steps: tuple[Step, ...]) -> frozenset[int]:
+        """Rollback steps that have nothing to take back: what they undo was never begun, and what may be there by its
+        name is somebody else's."""
+        if self._action != "rollback" or all(step.undoes is None for step in steps):
+            return frozenset()
+        deployed = self._ledger.progress(self._control, migration.id, "deploy")
+        if not deployed:  # of an applied migration nothing is kept: all of it was done
+            return frozenset()
+        begun = {number for (number, _statement), entry in deployed.items() if _made_something(entry)}
+        return frozenset(
+            number
+            for number, step in enumerate(steps)
+            if step.undoes is not None and not begun.intersection(step.undoes)
+        )
 
     def _same_step(self, migration: Migration, step: Step, digest: str, earlier: Progress | None) -> None:
         if earlier is not None and earlier.text_sha256 != digest:
@@ -144,7 +164,7 @@ class Migrations:
                 return executed_text([(steps[0].name, script.content)], raw, token)
         else:
             raw, token = raw_digest(steps), token_digest(steps)
-        sizes = [os.path.getsize(step.path) if isinstance(step, SqlStep) else 0 for step in steps]
+        sizes = [os.path.getsize(step.path) if isinstance(step, SqlStep) and step.text is None else 0 for step in steps]
         if sum(sizes) > TEXT_LIMIT:
             self._keep_large_texts(steps)
             return Text(raw, token, None, sum(sizes))
@@ -158,7 +178,7 @@ class Migrations:
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             for step in steps:
-                if not isinstance(step, SqlStep):
+                if not isinstance(step, SqlStep) or step.text is not None:
                     continue
                 target = os.path.join(directory, step.file.replace("/", "_") + ".gz")
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -227,3 +247,11 @@ class Migrations:
             self._journal.finished(migration, seconds, attempts.number, attempts.held)
         for migration in todo:
             self._transactions.check_after_commit(migration, limits)
+
+
+def _made_something(entry: Progress) -> bool:
+    """Whether a record of a deployment says that there may be an effect: not the mere beginning of a step, nor the
+    intent to make what was there already."""
+    if entry.statement == WHOLE_STEP:
+        return entry.state in ("done", "cursor")
+    return entry.state == "done" or entry.object_oid is None

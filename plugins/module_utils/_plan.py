@@ -24,16 +24,9 @@ import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Check, check_file, nearest, parse_check
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, Location, PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
-
-try:
-    import yaml
-
-    # The one built on libyaml is about ten times as fast.
-    _Loader: t.Any = getattr(yaml, "CSafeLoader", None) or yaml.SafeLoader
-    YAML_ERROR: ImportError | None = None
-except ImportError as exc:
-    YAML_ERROR = exc
+from ansible_collections.surefoot.dbops.plugins.module_utils._operations import OPERATIONS, Operation, read_operation
+from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import YAML_ERROR, PlanYaml, is_scalar
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import BackfillStep, SqlStep, Step, split_qualified
 
 PLAN_FILES = ("plan.yml", "plan.yaml")
 RISK_LEVELS = ("low", "medium", "high", "critical")
@@ -42,15 +35,6 @@ MANUAL_REASON = "applied only when named"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)+")
-_IDENTIFIER = r'(?:[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_$\u0080-\U0010ffff]*|"(?:[^"\x00]|"")+")'
-_NAME = re.compile(_IDENTIFIER)
-_QUALIFIED = re.compile(rf"({_IDENTIFIER})\.({_IDENTIFIER})")
-_DIRECTIVE = re.compile(r"--[ \t]*surefoot[ \t]*:[ \t]*(.*?)[ \t]*\Z")
-# A directive further down is not looked for; nobody writes this much comment before the first statement.
-_HEAD_BYTES = 65536
-# Values of a plan are small; more than this is an anchor that multiplies itself.
-_MAX_NODES = 500_000
-_MAX_DEPTH = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,62 +59,6 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-
-
-@dataclasses.dataclass(frozen=True)
-class SqlStep:
-    """One SQL file.
-
-    ``path`` is absolute, ``file`` as the plan writes it; ``declared_transaction`` is None when the plan is silent.
-    """
-
-    name: str
-    path: str
-    file: str
-    location: Location
-    declared_transaction: bool | None = None
-
-    @functools.cached_property
-    def transaction(self) -> bool:
-        """Whether the file runs in a transaction: what the plan says, else what the file's head says, else yes.
-
-        Reads the head of the file at the first use when the plan says nothing.
-
-        :raises PlanError: the file cannot be read, or its directive is not understood
-        """
-        if self.declared_transaction is not None:
-            return self.declared_transaction
-        shown = os.path.join(os.path.dirname(self.location.file), self.file)
-        return read_directives(self.path, shown).get("transaction", True)
-
-
-@dataclasses.dataclass(frozen=True)
-class BackfillStep:
-    """An UPDATE of a whole table in batches along a key.
-
-    ``table`` is "schema.table" as SQL writes it. ``key`` and the names in ``set`` are the columns' real names, to be
-    quoted; the values of ``set`` and ``where`` are SQL expressions. ``pause`` between batches and ``max_lag`` (the
-    replication lag above which the next batch waits; None: not looked at) are in seconds.
-    """
-
-    name: str
-    table: str
-    key: tuple[str, ...]
-    set: t.Mapping[str, str]
-    where: str | None
-    batch: int
-    pause: float
-    max_lag: float | None
-    location: Location
-    transaction: t.ClassVar[bool] = False
-
-    @property
-    def relation(self) -> tuple[str, str]:
-        """Schema and table, unquoted."""
-        return split_qualified(self.table)
-
-
-Step = t.Union[SqlStep, BackfillStep]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +88,7 @@ class Migration:
     risk: Risk | None = None
     expected: float | None = None
     requires: tuple[str, ...] = ()
-    rollback: tuple[SqlStep, ...] | None = None
+    rollback: tuple[Step, ...] | None = None
     rollback_loses: tuple[str, ...] = ()
     verify: tuple[Check, ...] = ()
     manual: str | None = None
@@ -287,24 +215,6 @@ def _collector_paused() -> t.Iterator[None]:
             gc.enable()
 
 
-def split_qualified(name: str) -> tuple[str, str]:
-    """Schema and object of ``schema.name``, unquoted, unquoted words in lower case as PostgreSQL folds them.
-
-    :raises PlanError: not a schema-qualified name
-    """
-    match = _QUALIFIED.fullmatch(name)
-    if match is None:
-        raise PlanError(f"{name!r} is not a schema-qualified name", remedy="Write schema.table.")
-    return _identifier(match.group(1)), _identifier(match.group(2))
-
-
-def _identifier(text: str) -> str:
-    if text.startswith('"'):
-        return text[1:-1].replace('""', '"')
-    # PostgreSQL folds ASCII only in a UTF-8 database.
-    return "".join(character.lower() if character.isascii() else character for character in text)
-
-
 def _nearest_id(id: str, known: t.Iterable[str]) -> str:  # noqa: A002
     ids = list(known)
     starting = [other for other in ids if id and other.startswith(id)]
@@ -389,277 +299,6 @@ class _Files:
         return remedy if remedy.startswith("Did") else None
 
 
-def read_directives(path: str, shown: str) -> dict[str, bool]:
-    """The ``-- surefoot: key=value`` lines among the comments a file begins with.
-
-    :param shown: the file's name in errors
-    :raises PlanError: the file cannot be read, or a directive is not understood
-    """
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    except OSError as exc:
-        raise PlanError(f"cannot read {shown}: {exc.strerror}", location=Location(shown)) from None
-    directives: dict[str, bool] = {}
-    if b"surefoot" not in head:
-        return directives
-    depth = 0
-    # A byte that is no UTF-8 is the SQL reader's business.
-    for number, line in enumerate(head.decode("utf-8-sig", "replace").splitlines(), start=1):
-        text = line.strip()
-        if depth or text.startswith("/*"):
-            depth += text.count("/*") - text.count("*/")
-            if not depth and text.rpartition("*/")[2].strip():
-                break
-            continue
-        if text and not text.startswith("--"):
-            break
-        match = _DIRECTIVE.match(text)
-        if match is None:
-            continue
-        location = Location(shown, number, line.index("--") + 1)
-        key, equals, value = (part.strip() for part in match.group(1).partition("="))
-        if key != "transaction":
-            problem = f"unknown directive {key or 'without a name'}"
-            raise PlanError(problem, location=location, remedy="Known: transaction=false.")
-        if not equals or value not in ("true", "false"):
-            remedy = "Write transaction=false."
-            raise PlanError("the directive transaction is not true or false", location=location, remedy=remedy)
-        if key in directives:
-            raise PlanError(f"the directive {key} is given twice", location=location)
-        directives[key] = value == "true"
-    return directives
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# YAML with positions
-
-
-_STR, _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
-_TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
-_TEXT_TAGS = (_STR, _INT, _FLOAT, _TIMESTAMP, _BOOL)
-_TRUE = ("true", "yes", "on")
-
-
-class _Yaml:
-    """One YAML document: nodes to values, every complaint with its place."""
-
-    def __init__(self, text: str, file: str) -> None:
-        self.file = file
-        self._budget = _MAX_NODES
-        self._loader = self._open(text)
-
-    def _open(self, text: str) -> t.Any:
-        try:
-            return _Loader(text)
-        except yaml.reader.ReaderError as exc:
-            raise self._reader_error(text, exc) from None
-
-    def _reader_error(self, text: str, exc: t.Any) -> PlanError:
-        before = text[: exc.position] if isinstance(exc.position, int) else ""
-        location = Location(self.file, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        return PlanError(f"YAML syntax error: {exc.reason}", location=location)
-
-    def root(self, text: str) -> t.Any:
-        """The document's root node; None for an empty document.
-
-        :raises PlanError: a syntax error, or more than one document
-        """
-        try:
-            return self._loader.get_single_node()
-        except yaml.reader.ReaderError as exc:
-            raise self._reader_error(text, exc) from None
-        except yaml.MarkedYAMLError as exc:
-            mark = exc.problem_mark or exc.context_mark
-            location = Location(self.file, mark.line + 1, mark.column + 1) if mark else Location(self.file)
-            problem = " ".join(str(exc.problem or exc.context or "not valid").split())
-            remedy = "Check indentation, colons and quotes there and on the line before."
-            raise PlanError(f"YAML syntax error: {problem}", location=location, remedy=remedy) from None
-        except (yaml.YAMLError, RecursionError) as exc:
-            problem = "nested too deeply" if isinstance(exc, RecursionError) else " ".join(str(exc).split())
-            raise PlanError(f"YAML syntax error: {problem}", location=Location(self.file)) from None
-        finally:
-            self._loader.dispose()
-
-    def at(self, node: t.Any) -> Location:
-        mark = node.start_mark
-        return Location(self.file, mark.line + 1, mark.column + 1)
-
-    def text_at(self, node: t.Any) -> Location:
-        """Where the text of a scalar begins: a block scalar's on the next line, at a column that YAML does not tell."""
-        mark = node.start_mark
-        if getattr(node, "style", None) in ("|", ">"):
-            return Location(self.file, mark.line + 2)
-        quote = 1 if getattr(node, "style", None) in ("'", '"') else 0
-        return Location(self.file, mark.line + 1, mark.column + 1 + quote)
-
-    def _spend(self, node: t.Any) -> None:
-        self._budget -= 1
-        if self._budget < 0:
-            remedy = "Look for an anchor that contains its own alias."
-            raise PlanError("the plan is too large", location=self.at(node), remedy=remedy)
-
-    def entries(self, node: t.Any, what: str) -> dict[str, tuple[t.Any, t.Any]]:
-        """Key -> (key node, value node), merges (``<<``) resolved.
-
-        :raises PlanError: not a mapping, a key that is no scalar, or one given twice
-        """
-        self._spend(node)
-        if not isinstance(node, yaml.MappingNode):
-            raise PlanError(f"{what} is not a mapping", location=self.at(node))
-        own: dict[str, tuple[t.Any, t.Any]] = {}
-        merged: dict[str, tuple[t.Any, t.Any]] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise PlanError(f"a key of {what} is not a text", location=self.at(key))
-            if key.tag == _MERGE:
-                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    for name, entry in self.entries(source, "what << merges").items():
-                        merged.setdefault(name, entry)
-                continue
-            if key.value in own:
-                first = own[key.value][0].start_mark.line + 1
-                raise PlanError(f"{what} has the key {key.value} twice (also on line {first})", location=self.at(key))
-            own[key.value] = (key, value)
-        return {**merged, **own} if merged else own
-
-    def fields(self, node: t.Any, what: str, known: t.Sequence[str]) -> dict[str, t.Any]:
-        """Key -> value node of a mapping with a fixed set of keys.
-
-        :raises PlanError: an unknown key
-        """
-        found = {}
-        for name, (key, value) in self.entries(node, what).items():
-            if name not in known:
-                raise PlanError(f"unknown key {name} in {what}", location=self.at(key), remedy=nearest(name, known))
-            found[name] = value
-        return found
-
-    def items(self, node: t.Any, what: str) -> list[t.Any]:
-        """Nodes of a list.
-
-        :raises PlanError: not a list
-        """
-        self._spend(node)
-        if not isinstance(node, yaml.SequenceNode):
-            raise PlanError(f"{what} is not a list", location=self.at(node))
-        return list(node.value)
-
-    def text(self, node: t.Any, what: str) -> str:
-        """A text as written; ``006`` stays ``006``.
-
-        :raises PlanError: not a scalar, or empty
-        """
-        if not isinstance(node, yaml.ScalarNode) or node.tag not in _TEXT_TAGS:
-            raise PlanError(f"{what} is not a text", location=self.at(node))
-        if not node.value.strip():
-            raise PlanError(f"{what} is empty", location=self.at(node))
-        return str(node.value).strip()
-
-    def one_or_more(self, node: t.Any, what: str) -> list[t.Any]:
-        """The nodes of a list that is not empty, or the one node."""
-        if not isinstance(node, yaml.SequenceNode):
-            return [node]
-        if not node.value:
-            raise PlanError(f"{what} is empty", location=self.at(node), remedy="Leave the key out.")
-        return self.items(node, what)
-
-    def texts(self, node: t.Any, what: str) -> tuple[str, ...]:
-        """One text or a list of different texts."""
-        values = []
-        for item in self.one_or_more(node, what):
-            value = self.text(item, f"an entry of {what}" if item is not node else what)
-            if value in values:
-                raise PlanError(f"{what} has {value} twice", location=self.at(item))
-            values.append(value)
-        return tuple(values)
-
-    def flag(self, node: t.Any, what: str) -> bool:
-        """:raises PlanError: neither true nor false"""
-        if not isinstance(node, yaml.ScalarNode) or node.tag != _BOOL:
-            raise PlanError(f"{what} is not true or false", location=self.at(node))
-        return str(node.value).lower() in _TRUE
-
-    def integer(self, node: t.Any, what: str, minimum: int) -> int:
-        """:raises PlanError: not a whole number of at least the minimum"""
-        if isinstance(node, yaml.ScalarNode) and node.tag == _INT and re.fullmatch(r"[0-9][0-9_]*", node.value):
-            number = int(node.value)
-            if number >= minimum:
-                return number
-        raise PlanError(f"{what} is not a whole number of at least {minimum}", location=self.at(node))
-
-    def duration(self, node: t.Any, what: str, *, positive: bool = True) -> float:
-        """Seconds.
-
-        :raises PlanError: not a duration, or 0 where that would mean "no limit"
-        """
-        text = self.text(node, what)
-        try:
-            seconds = parse_duration(text)
-        except PlanError as exc:
-            raise PlanError(f"{what}: {exc.message}", remedy=exc.remedy, location=self.at(node)) from None
-        if positive and seconds <= 0:
-            remedy = "Every wait has a limit here, such as 30s."
-            raise PlanError(f"{what} is 0", location=self.at(node), remedy=remedy)
-        return seconds
-
-    def choice(self, node: t.Any, what: str, choices: t.Sequence[str]) -> str:
-        """:raises PlanError: none of the choices"""
-        text = self.text(node, what)
-        if text not in choices:
-            remedy = nearest(text, choices)
-            raise PlanError(f"{what} is {text}", location=self.at(node), remedy=remedy)
-        return text
-
-    def plain(self, node: t.Any, depth: int = 0) -> t.Any:
-        """A node as Python values: texts, numbers, booleans, None, lists, dicts; a date stays a text.
-
-        :raises PlanError: a tag of another kind, or too deep
-        """
-        self._spend(node)
-        if depth > _MAX_DEPTH:
-            raise PlanError("the value is nested too deeply", location=self.at(node))
-        if isinstance(node, yaml.MappingNode):
-            return {name: self.plain(value, depth + 1) for name, (_key, value) in self.entries(node, "a value").items()}
-        if isinstance(node, yaml.SequenceNode):
-            return [self.plain(item, depth + 1) for item in node.value]
-        if node.tag in (_STR, _TIMESTAMP):
-            return node.value
-        if node.tag == _NULL:
-            return None
-        if node.tag == _BOOL:
-            return node.value.lower() in _TRUE
-        if node.tag == _INT and re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
-            return int(node.value)
-        if node.tag == _FLOAT and ":" not in node.value:
-            # YAML writes .inf and .nan where Python writes inf and nan.
-            return float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-        if node.tag in (_INT, _FLOAT):
-            # 0o17, 017, 0x1F, 12:30: YAML 1.1 makes numbers of them that nobody expects.
-            remedy = "Quote it when it is a text; write a number in decimal."
-            raise PlanError(f"{node.value} is not a plain number", location=self.at(node), remedy=remedy)
-        raise PlanError(f"the tag {node.tag} is not supported", location=self.at(node))
-
-    def locator(self, root: t.Any) -> t.Callable[..., Location]:
-        """Where the parts of a mapping stand: the place of a key, of a list's item, or of a text."""
-
-        def line_of(*path: str | int, text: bool = False) -> Location:
-            node, place = root, root
-            for part in path:
-                if isinstance(node, yaml.MappingNode):
-                    entry = self.entries(node, "a check").get(str(part))
-                    if entry is None:
-                        break
-                    place, node = entry
-                elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                    place = node = node.value[part]
-                else:
-                    break
-            return self.text_at(node) if text else self.at(place)
-
-        return line_of
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # plan.yml
 
@@ -674,6 +313,7 @@ _MIGRATION_KEYS = (
     "verify", "manual", *_LIMIT_KEYS, "lock_tables", "session_settings",
 )  # fmt: skip
 _SQL_STEP_KEYS = ("name", "sql", "transaction")
+_STEP_KINDS = ("sql", "backfill", *OPERATIONS)
 _BACKFILL_KEYS = ("table", "key", "set", "where", "batch", "pause", "max_lag")
 _RISK_KEYS = ("level", "probability", "impact", "mitigation", "owner")
 
@@ -711,6 +351,36 @@ def _load_plan_file(path: str) -> Plan:
     return _PlanReader(path, text, hashlib.sha256(raw).hexdigest()).plan()
 
 
+class _Deploy:
+    """The steps of a migration as they are read, and what belongs to them."""
+
+    def __init__(self) -> None:
+        self.steps: tuple[Step, ...] = ()
+        self.operations: list[Operation] = []
+        self.checks: list[Check] = []
+        self.own_rollback: t.Any = None
+        self._first: list[int] = []
+
+    def add(self, operation: Operation, first: int) -> None:
+        self.operations.append(operation)
+        self._first.append(first)
+        self.checks.extend(operation.checks)
+
+    def rollback(self) -> tuple[Step, ...] | None:
+        """The way back that the steps bring themselves, the last one's first; None when one of them has none."""
+        undo: list[Step] = []
+        for operation, first in zip(reversed(self.operations), reversed(self._first)):
+            if operation.undo is None:
+                return None
+            numbers = tuple(range(first, first + len(operation.steps)))
+            undo.extend(dataclasses.replace(step, undoes=numbers) for step in operation.undo)
+        return tuple(undo) or None
+
+
+def _files_of(steps: t.Iterable[Step]) -> set[str]:
+    return {step.path for step in steps if isinstance(step, SqlStep) and step.text is None}
+
+
 class _PlanReader:
     """The text of one plan.yml to a Plan."""
 
@@ -718,7 +388,7 @@ class _PlanReader:
         self.file = path
         self.text = text
         self.sha256 = sha256
-        self.yaml = _Yaml(text, path)
+        self.yaml = PlanYaml(text, path)
         self.files = _Files(os.path.dirname(path) or ".", os.path.dirname(path) or ".")
         self.deployed: dict[str, Location] = {}
         self.used: set[str] = set()
@@ -836,9 +506,15 @@ class _PlanReader:
             problem = f"migration {id_} has {'both deploy and steps' if ways else 'neither deploy nor steps'}"
             raise PlanError(problem, location=location, remedy="Give exactly one of them.")
         transaction = yml.flag(fields["transaction"], "transaction") if "transaction" in fields else None
-        steps = self._steps(fields[ways[0]], ways[0], id_, transaction)
-        rollback = self._rollback(fields["rollback"], id_, transaction) if "rollback" in fields else None
-        both = {step.path for step in steps if isinstance(step, SqlStep)} & {step.path for step in rollback or ()}
+        deploy = self._steps(fields[ways[0]], ways[0], id_, transaction)
+        steps = deploy.steps
+        rollback: tuple[Step, ...] | None = deploy.rollback()
+        if "rollback" in fields:
+            rollback = self._rollback(fields["rollback"], id_, transaction)
+            if deploy.own_rollback is not None:
+                problem = f"migration {id_} has a rollback, and so has a step of it"
+                raise PlanError(problem, location=yml.at(deploy.own_rollback), remedy="Keep one of them.")
+        both = _files_of(steps) & _files_of(rollback or ())
         if both:
             problem = f"migration {id_} names the same file to deploy and to roll back"
             raise PlanError(problem, location=yml.at(fields["rollback"]))
@@ -857,7 +533,7 @@ class _PlanReader:
             requires=self._requires(fields["requires"], id_, earlier) if "requires" in fields else (),
             rollback=rollback,
             rollback_loses=loses,
-            verify=self._verify(fields["verify"], id_) if "verify" in fields else (),
+            verify=self._verify(fields.get("verify"), id_, deploy.checks),
             manual=self._manual(fields["manual"]) if "manual" in fields else None,
             limits=self._limits(fields, limits) if any(key in fields for key in _LIMIT_KEYS) else limits,
             lock_tables=self._tables(fields, "lock_tables"),
@@ -866,7 +542,7 @@ class _PlanReader:
 
     def _risk(self, node: t.Any) -> Risk:
         yml = self.yaml
-        if isinstance(node, yaml.ScalarNode):
+        if is_scalar(node):
             return Risk(level=self._level(node, "risk"))
         fields = yml.fields(node, "risk", _RISK_KEYS)
         return Risk(
@@ -882,7 +558,7 @@ class _PlanReader:
         return text
 
     def _manual(self, node: t.Any) -> str | None:
-        if isinstance(node, yaml.ScalarNode) and node.tag == _BOOL:
+        if self.yaml.is_flag(node):
             return MANUAL_REASON if self.yaml.flag(node, "manual") else None
         return " ".join(self.yaml.text(node, "manual").split())
 
@@ -913,48 +589,78 @@ class _PlanReader:
             problem = f"file {step.file} is deployed twice (also on line {first.line})"
             raise PlanError(problem, location=step.location, remedy="A deploy file belongs to one migration.")
 
-    def _steps(self, node: t.Any, key: str, id_: str, transaction: bool | None) -> tuple[Step, ...]:
+    def _steps(self, node: t.Any, key: str, id_: str, transaction: bool | None) -> _Deploy:
         yml = self.yaml
         nodes = yml.one_or_more(node, key) if key == "deploy" else yml.items(node, key)
         if not nodes:
             raise PlanError(f"steps of migration {id_} is empty", location=yml.at(node))
-        steps: list[Step] = []
+        found = _Deploy()
         for item in nodes:
-            step = self._step(item, key, transaction)
-            if isinstance(step, SqlStep):
-                self._deploy_once(step)
-            same = next((other for other in steps if other.name == step.name), None)
-            if same is not None:
-                problem = f"migration {id_} has two steps named {step.name} (also on line {same.location.line})"
-                raise PlanError(problem, location=step.location, remedy="Give one of them another name.")
-            steps.append(step)
-        return tuple(steps)
+            first = len(found.steps)
+            operation = self._step(item, key, id_, transaction, found)
+            for step in operation.steps:
+                if isinstance(step, SqlStep) and step.text is None:
+                    self._deploy_once(step)
+                same = next((other for other in found.steps if other.name == step.name), None)
+                if same is not None:
+                    problem = f"migration {id_} has two steps named {step.name} (also on line {same.location.line})"
+                    raise PlanError(problem, location=step.location, remedy="Give one of them another name.")
+                found.steps = (*found.steps, step)
+            found.add(operation, first)
+        without = next((operation for operation in found.operations if operation.undo is None), None)
+        if found.own_rollback is not None and without is not None:
+            step = without.steps[0]
+            problem = f"step {step.name} of migration {id_} has no rollback, and another one has"
+            remedy = "Give each of them one ([] when there is nothing to undo), or one to the migration."
+            raise PlanError(problem, location=step.location, remedy=remedy)
+        return found
 
-    def _step(self, node: t.Any, key: str, transaction: bool | None) -> Step:
+    def _step(self, node: t.Any, key: str, id_: str, transaction: bool | None, found: _Deploy) -> Operation:
         yml = self.yaml
-        if isinstance(node, yaml.ScalarNode) or key == "deploy":
-            return self._sql_step(node, "a file of deploy" if key == "deploy" else "a step", transaction)
-        fields = yml.fields(node, "a step", (*_SQL_STEP_KEYS, "backfill"))
+        if is_scalar(node) or key == "deploy":
+            what = "a file of deploy" if key == "deploy" else "a step"
+            return Operation((self._sql_step(node, what, transaction),))
+        fields = yml.fields(node, "a step", (*_SQL_STEP_KEYS, *_STEP_KINDS[1:], "rollback"))
         name = yml.text(fields["name"], "name") if "name" in fields else None
-        kinds = [kind for kind in ("sql", "backfill") if kind in fields]
+        kinds = [kind for kind in _STEP_KINDS if kind in fields]
         if len(kinds) != 1:
-            problem = f"a step has {'both sql and backfill' if kinds else 'neither sql nor backfill'}"
-            raise PlanError(problem, location=yml.at(node), remedy="Give exactly one of them.")
-        if kinds[0] == "backfill":
-            if "transaction" in fields:
-                problem = "a backfill step has the key transaction"
-                remedy = "Remove it: every batch is a transaction of its own."
-                raise PlanError(problem, location=yml.at(fields["transaction"]), remedy=remedy)
-            return self._backfill(fields["backfill"], name, node)
+            problem = f"a step has {' and '.join(kinds)}" if kinds else "a step has neither sql nor backfill"
+            problem = "a step has both sql and backfill" if kinds == ["sql", "backfill"] else problem
+            remedy = "Give exactly one of them." if kinds else f"Give exactly one of {', '.join(_STEP_KINDS)}."
+            raise PlanError(problem, location=yml.at(node), remedy=remedy)
+        kind = kinds[0]
+        if kind != "sql" and "transaction" in fields:
+            problem = f"a {kind} step has the key transaction"
+            remedy = "Remove it: every batch is a transaction of its own."
+            if kind != "backfill":
+                remedy = "Remove it: the operation knows what runs in a transaction."
+            raise PlanError(problem, location=yml.at(fields["transaction"]), remedy=remedy)
+        if kind in OPERATIONS:
+            if "rollback" in fields:
+                problem = f"a {kind} step has a rollback"
+                remedy = "Remove it: the operation has its own; another way back goes to the migration."
+                raise PlanError(problem, location=yml.at(fields["rollback"]), remedy=remedy)
+            return read_operation(yml, kind, fields[kind], name, node, f"{self.file}#{id_}")
+        undo = None
+        if "rollback" in fields:
+            found.own_rollback = found.own_rollback or fields["rollback"]
+            undo = self._own_rollback(fields["rollback"], id_, transaction)
+        if kind == "backfill":
+            return Operation((self._backfill(fields["backfill"], name, node),), undo)
         if "transaction" in fields:
             transaction = yml.flag(fields["transaction"], "transaction")
-        return self._sql_step(fields["sql"], "sql", transaction, name, node)
+        return Operation((self._sql_step(fields["sql"], "sql", transaction, name, node),), undo)
+
+    def _own_rollback(self, node: t.Any, id_: str, transaction: bool | None) -> tuple[Step, ...]:
+        if not is_scalar(node) and not self.yaml.items(node, "rollback"):
+            return ()
+        return self._rollback(node, id_, transaction)
 
     def _rollback(self, node: t.Any, id_: str, transaction: bool | None) -> tuple[SqlStep, ...]:
         yml = self.yaml
         steps: list[SqlStep] = []
         for item in yml.one_or_more(node, "rollback"):
-            if isinstance(item, yaml.ScalarNode):
+            if is_scalar(item):
                 step = self._sql_step(item, "a file of rollback", transaction)
             else:
                 fields = yml.fields(item, "a rollback step", _SQL_STEP_KEYS)
@@ -974,14 +680,14 @@ class _PlanReader:
         for name_ in ("table", "key", "set"):
             if name_ not in fields:
                 raise PlanError(f"a backfill has no {name_}", location=yml.at(node))
-        table = self._table(fields["table"], "table")
+        table = yml.table(fields["table"], "table")
         assignments: dict[str, str] = {}
         for column, (key_node, value) in yml.entries(fields["set"], "set").items():
-            assignments[self._column(column, key_node)] = yml.text(value, f"the expression of {column}")
+            assignments[yml.column(column, key_node)] = yml.text(value, f"the expression of {column}")
         if not assignments:
             raise PlanError("set of a backfill is empty", location=yml.at(fields["set"]))
         keys = yml.one_or_more(fields["key"], "key")
-        key = tuple(self._column(yml.text(item, "key"), item) for item in keys)
+        key = tuple(yml.column(yml.text(item, "key"), item) for item in keys)
         if len(set(key)) != len(key):
             raise PlanError("key of a backfill has a column twice", location=yml.at(fields["key"]))
         return BackfillStep(
@@ -996,26 +702,12 @@ class _PlanReader:
             location=yml.at(place),
         )
 
-    def _column(self, text: str, node: t.Any) -> str:
-        if not _NAME.fullmatch(text):
-            remedy = "Write it as SQL does; a name of other characters goes in double quotes, such as '\"Order No\"'."
-            raise PlanError(f"{text!r} is not the name of a column", location=self.yaml.at(node), remedy=remedy)
-        return _identifier(text)
-
-    def _table(self, node: t.Any, what: str) -> str:
-        text = self.yaml.text(node, what)
-        try:
-            split_qualified(text)
-        except PlanError as exc:
-            raise PlanError(f"{what}: {exc.message}", remedy=exc.remedy, location=self.yaml.at(node)) from None
-        return text
-
     def _tables(self, fields: t.Mapping[str, t.Any], key: str) -> tuple[str, ...]:
         if key not in fields:
             return ()
         tables: dict[tuple[str, str], str] = {}
         for item in self.yaml.one_or_more(fields[key], key):
-            table = self._table(item, key)
+            table = self.yaml.table(item, key)
             if split_qualified(table) in tables:
                 raise PlanError(f"{key} has {table} twice", location=self.yaml.at(item))
             tables[split_qualified(table)] = table
@@ -1038,11 +730,12 @@ class _PlanReader:
             settings[setting] = variable
         return settings
 
-    def _verify(self, node: t.Any, id_: str) -> tuple[Check, ...]:
-        checks: list[Check] = []
-        for item in self.yaml.one_or_more(node, "verify"):
+    def _verify(self, node: t.Any, id_: str, own: t.Sequence[Check]) -> tuple[Check, ...]:
+        """The checks of the operations, then the user's."""
+        checks: list[Check] = list(own)
+        for item in self.yaml.one_or_more(node, "verify") if node is not None else ():
             location = self.yaml.at(item)
-            if isinstance(item, yaml.ScalarNode):
+            if is_scalar(item):
                 file = self.yaml.text(item, "a file of verify")
                 if not file.endswith(".sql"):
                     remedy = "Give a list of checks, or the name of an .sql file."
@@ -1069,7 +762,7 @@ def _check_together(migrations: t.Sequence[Migration]) -> None:
     remedy = "Use transaction: per_migration for the plan."
     for migration in migrations:
         for step in migration.steps:
-            if isinstance(step, BackfillStep):
+            if not isinstance(step, SqlStep):
                 problem = f"transaction: together excludes the backfill of migration {migration.id}"
                 raise PlanError(problem, location=step.location, remedy=remedy)
             if not step.transaction:

@@ -49,8 +49,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migrat
 from ansible_collections.surefoot.dbops.plugins.module_utils._process import run_interruptible
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import write_json
 from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner
-from ansible_collections.surefoot.dbops.plugins.module_utils._script import executable, inspect
-from ansible_collections.surefoot.dbops.plugins.module_utils._selection import raw_digest
+from ansible_collections.surefoot.dbops.plugins.module_utils._script import executable
+from ansible_collections.surefoot.dbops.plugins.module_utils._selection import inspect_step, raw_digest
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, human_size
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -420,7 +420,7 @@ class Rehearsal:
             for step in (*migration.steps, *(migration.rollback or ())):
                 if not isinstance(step, SqlStep):
                     continue
-                for statement, kind in executable(step.path, inspect(step.path, transaction=step.transaction)):
+                for statement, kind in executable(step.path, inspect_step(step)):
                     if statement.copy_data is not None:
                         while statement.copy_data.read(65536):
                             pass

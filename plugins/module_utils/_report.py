@@ -214,7 +214,9 @@ def plan_facts(plan: Plan) -> dict[str, t.Any]:
 def _files(steps: t.Iterable[t.Any]) -> list[dict[str, t.Any]]:
     found = []
     for step in steps:
-        if isinstance(step, SqlStep):
+        if isinstance(step, SqlStep) and step.text is not None:
+            found.append({"file": step.file, "sha256": hashlib.sha256(step.text.encode("utf-8")).hexdigest()})
+        elif isinstance(step, SqlStep):
             digest = hashlib.sha256()
             try:
                 with open(step.path, "rb") as stream:

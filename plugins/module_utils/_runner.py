@@ -63,11 +63,11 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._remedies import re
 from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
     Script,
     executable,
-    inspect,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
     Selection,
     Step,
+    inspect_step,
     raw_digest,
     read_step,
     refuse_half_rolled_back,
@@ -309,7 +309,7 @@ class Runner:
                 validate_checks(migration.verify, set(self._variables) | set(self._options.secrets))
             for step in self._steps_of(migration):
                 if isinstance(step, SqlStep):
-                    script = inspect(step.path, transaction=step.transaction)
+                    script = inspect_step(step)
                     self._scripts[step.path] = script
                     for warning in script.warnings:
                         self._journal.warn(warning)

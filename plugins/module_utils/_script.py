@@ -1046,16 +1046,17 @@ def _open(path: str) -> t.BinaryIO:
         ) from exc
 
 
-def inspect(path: str | os.PathLike[str], *, transaction: bool = True) -> Script:
+def inspect(path: str | os.PathLike[str], *, transaction: bool = True, text: str | None = None) -> Script:
     """Read a file to its end and check that it can be executed.
 
     :param transaction: its statements run in one transaction of the runner's (else each on its own)
+    :param text: read this instead; the path then only names it
     :raises SqlTextError: with file, line, column and remedy
     """
     path = os.fspath(path)
     found = _Inspection(path, transaction)
     content = None
-    with _open(path) as stream:
+    with _open(path) if text is None else io.BytesIO(text.encode("utf-8")) as stream:
         if isinstance(stream, io.BytesIO):
             content = stream.getvalue()
         scanner = Scanner(stream, path, hash_tokens=True)
@@ -1084,7 +1085,7 @@ def inspect(path: str | os.PathLike[str], *, transaction: bool = True) -> Script
         transaction=transaction,
         disarms=frozenset(found.disarms),
         prepared=prepared,
-        content=content if prepared is not None else None,
+        content=content if prepared is not None or text is not None else None,
     )
 
 
@@ -1101,7 +1102,7 @@ def executable(path: str | os.PathLike[str], script: Script) -> t.Iterator[tuple
         return
     path = os.fspath(path)
     queried = False
-    with _open(path) as stream:
+    with _open(path) if script.content is None else io.BytesIO(script.content) as stream:
         if isinstance(stream, io.BytesIO):
             content = stream.getvalue()
             _compare(path, script, len(content), hashlib.sha256(content).hexdigest())

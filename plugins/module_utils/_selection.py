@@ -19,10 +19,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     PlanError,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import State
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Migration, Plan, SqlStep
-from ansible_collections.surefoot.dbops.plugins.module_utils._script import inspect
-
-Step = t.Union[SqlStep, BackfillStep]
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Migration, Plan, SqlStep, Step
+from ansible_collections.surefoot.dbops.plugins.module_utils._script import Script, inspect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,16 @@ class Selection:
 def _backfill_definition(step: BackfillStep) -> bytes:
     body = dataclasses.asdict(step)
     body.pop("location", None)
+    body.pop("undoes", None)
     return json.dumps(body, sort_keys=True, default=str).encode()
+
+
+def inspect_step(step: SqlStep) -> Script:
+    """Read a step's SQL to its end and check that it can be executed.
+
+    :raises SqlTextError: with file, line, column and remedy
+    """
+    return inspect(step.path, transaction=step.transaction, text=step.text)
 
 
 def _combine(parts: t.Sequence[str]) -> str:
@@ -60,6 +67,8 @@ def step_digest(step: Step) -> str:
     """
     if isinstance(step, BackfillStep):
         return hashlib.sha256(read_step(step)).hexdigest()
+    if step.text is not None:
+        return hashlib.sha256(step.text.encode("utf-8")).hexdigest()
     digest = hashlib.sha256()
     try:
         with open(step.path, "rb") as stream:
@@ -78,7 +87,7 @@ def token_digest(steps: t.Sequence[Step]) -> str:
     """
     return _combine(
         [
-            inspect(step.path, transaction=step.transaction).token_sha256
+            inspect_step(step).token_sha256
             if isinstance(step, SqlStep)
             else hashlib.sha256(_backfill_definition(step)).hexdigest()
             for step in steps
@@ -93,6 +102,8 @@ def read_step(step: Step) -> bytes:
     """
     if isinstance(step, BackfillStep):
         return _backfill_definition(step)
+    if step.text is not None:
+        return step.text.encode("utf-8")
     try:
         with open(step.path, "rb") as stream:
             return stream.read()

@@ -113,7 +113,8 @@ def lint(
     unread: list[Finding] = []
     for migration in migrations:
         for step in migration.steps:
-            if isinstance(step, SqlStep):
+            # The SQL of a declared operation is not the user's to mend.
+            if isinstance(step, SqlStep) and step.text is None:
                 for found in _lint_file(program, migration, step, directory, server_version):
                     if found.rule == _SYNTAX:
                         unread.append(found)

@@ -23,8 +23,12 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._drift import (
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence, verdict
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Ledger, State, new_run_id
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan, SqlStep
-from ansible_collections.surefoot.dbops.plugins.module_utils._script import inspect
-from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Selection, raw_digest, select_deploy
+from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
+    Selection,
+    inspect_step,
+    raw_digest,
+    select_deploy,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import open_session
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -151,5 +155,5 @@ def read_status(
         for migration in selection.todo:
             for step in migration.steps:
                 if isinstance(step, SqlStep):
-                    inspect(step.path, transaction=step.transaction)
+                    inspect_step(step)
     return Status(plan, state, selection, (*drift, *([found] if found else [])), tuple(attempts))

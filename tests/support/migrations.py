@@ -62,7 +62,8 @@ class MigrationSet:
         steps: t.Sequence[t.Any] = (),
         **fields: t.Any,
     ) -> MigrationSet:
-        """One migration more. A step is SQL text, ``(text, False)`` outside a transaction, or a backfill's dict."""
+        """One migration more. A step is SQL text, ``(text, False)`` outside a transaction, a backfill's dict, or a
+        step as the plan writes it."""
         migration: dict[str, t.Any] = {"id": id, **fields}
         if deploy is not None:
             self.file(f"{id}.sql", deploy)
@@ -78,7 +79,7 @@ class MigrationSet:
 
     def _step(self, id_: str, number: int, step: t.Any) -> t.Any:
         if isinstance(step, dict):
-            return {"backfill": step}
+            return {"backfill": step} if "set" in step else step
         text, transaction = step if isinstance(step, tuple) else (step, True)
         name = f"{id_}.{number}.sql"
         self.file(name, text)

@@ -1,0 +1,318 @@
+# Copyright (c) 2026, Surefoot contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Declared operations: the SQL they stand for, their way back, and mistakes in them.
+
+The texts here are what ledgers hold: another text makes applied migrations look changed. Change one on purpose only.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import typing as t
+
+import pytest
+import yaml
+
+from ansible_collections.surefoot.dbops.plugins.module_utils import _operations
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._selection import inspect_step, raw_digest, read_step
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import SqlStep
+
+
+def migration(directory: pathlib.Path, *steps: t.Any, **fields: t.Any) -> Migration:
+    """The one migration of a plan with these steps."""
+    plan = {"name": "set", "migrations": [{"id": "001", "steps": list(steps), **fields}]}
+    (directory / "plan.yml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
+    return load_plan(str(directory)).migrations[0]
+
+
+def texts(steps: t.Iterable[t.Any] | None) -> list[tuple[bool, str]]:
+    return [(step.transaction, step.text) for step in steps or () if isinstance(step, SqlStep)]
+
+
+INDEX = {"create_index": {"table": "app.t", "name": "ix", "columns": ["a", "b DESC NULLS LAST"]}}
+FOREIGN_KEY = {
+    "add_foreign_key": {
+        "table": "app.t",
+        "name": "fk",
+        "columns": "parent_id",
+        "references": {"table": "app.parents", "columns": ["id"]},
+        "on_delete": "cascade",
+        "deferrable": True,
+        "initially": "deferred",
+    }
+}
+NOT_NULL = {"set_not_null": {"table": "app.t", "column": "a"}}
+
+
+def test_create_index(tmp_path: pathlib.Path) -> None:
+    found = migration(tmp_path, INDEX)
+    assert texts(found.steps) == [
+        (False, 'CREATE INDEX CONCURRENTLY "ix" ON "app"."t" USING btree ("a", "b" DESC NULLS LAST);\n')
+    ]
+    assert texts(found.rollback) == [(False, 'DROP INDEX CONCURRENTLY IF EXISTS "app"."ix";\n')]
+    assert [check.name for check in found.verify] == ["index ix is valid and as declared"]
+    assert found.verify[0].when == "before_commit"
+
+
+def test_create_index_with_everything(tmp_path: pathlib.Path) -> None:
+    step = {
+        "create_index": {
+            "table": '"Odd Schema"."Odd""Table"',
+            "name": '"Odd Index"',
+            "expression": "lower(email)",
+            "unique": True,
+            "method": "btree",
+            "where": "deleted_at IS NULL",
+            "include": ["id", '"Order No"'],
+        }
+    }
+    found = migration(tmp_path, step)
+    assert texts(found.steps) == [
+        (
+            False,
+            'CREATE UNIQUE INDEX CONCURRENTLY "Odd Index" ON "Odd Schema"."Odd""Table" USING btree ((lower(email)))'
+            ' INCLUDE ("id", "Order No") WHERE (deleted_at IS NULL);\n',
+        )
+    ]
+    assert texts(found.rollback) == [(False, 'DROP INDEX CONCURRENTLY IF EXISTS "Odd Schema"."Odd Index";\n')]
+
+
+def test_add_foreign_key(tmp_path: pathlib.Path) -> None:
+    found = migration(tmp_path, FOREIGN_KEY)
+    assert texts(found.steps) == [
+        (
+            True,
+            'ALTER TABLE "app"."t" ADD CONSTRAINT "fk" FOREIGN KEY ("parent_id") REFERENCES "app"."parents" ("id")'
+            " ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED NOT VALID;\n",
+        ),
+        (False, 'ALTER TABLE "app"."t" VALIDATE CONSTRAINT "fk";\n'),
+    ]
+    assert texts(found.rollback) == [(True, 'ALTER TABLE IF EXISTS "app"."t" DROP CONSTRAINT IF EXISTS "fk";\n')]
+    assert [step.name for step in found.steps] == ["add_foreign_key app.t.fk", "add_foreign_key app.t.fk: validate"]
+
+
+def test_set_not_null(tmp_path: pathlib.Path) -> None:
+    found = migration(tmp_path, NOT_NULL)
+    (first, add), (outside, validate), (last, swap) = texts(found.steps)
+    assert (first, outside, last) == (True, False, True)
+    assert add.startswith("DO $surefoot$\n") and "app.t.a is NOT NULL already" in add
+    assert add.endswith(
+        'ALTER TABLE "app"."t" ADD CONSTRAINT "surefoot_not_null_a" CHECK ("a" IS NOT NULL) NOT VALID;\n'
+    )
+    assert validate == 'ALTER TABLE "app"."t" VALIDATE CONSTRAINT "surefoot_not_null_a";\n'
+    assert swap == (
+        'ALTER TABLE "app"."t" ALTER COLUMN "a" SET NOT NULL;\n'
+        'ALTER TABLE "app"."t" DROP CONSTRAINT "surefoot_not_null_a";\n'
+    )
+    assert texts(found.rollback) == [
+        (
+            True,
+            'ALTER TABLE IF EXISTS "app"."t" DROP CONSTRAINT IF EXISTS "surefoot_not_null_a",'
+            ' ALTER COLUMN "a" DROP NOT NULL;\n',
+        )
+    ]
+
+
+def test_every_text_is_sql_the_runner_takes(tmp_path: pathlib.Path) -> None:
+    found = migration(tmp_path, INDEX, FOREIGN_KEY, NOT_NULL)
+    for step in (*found.steps, *(found.rollback or ())):
+        assert isinstance(step, SqlStep)
+        script = inspect_step(step)
+        assert script.statement_count >= 1 and not script.variables
+        assert read_step(step) == (step.text or "").encode()
+
+
+def test_way_back_is_the_steps_in_reverse_and_knows_what_it_undoes(tmp_path: pathlib.Path) -> None:
+    found = migration(tmp_path, INDEX, FOREIGN_KEY, NOT_NULL)
+    assert [step.name for step in found.rollback or ()] == [
+        "set_not_null app.t.a: undo",
+        "add_foreign_key app.t.fk: undo",
+        "create_index app.t.ix: undo",
+    ]
+    assert [step.undoes for step in found.rollback or ()] == [(3, 4, 5), (1, 2), (0,)]
+
+
+def test_hash_follows_the_declaration_only(tmp_path: pathlib.Path) -> None:
+    one = migration(tmp_path, INDEX)
+    again = migration(tmp_path, {"name": "other words", **INDEX}, summary="moved")
+    assert raw_digest(one.steps) == raw_digest(again.steps)
+    changed = {"create_index": {**INDEX["create_index"], "unique": True}}
+    assert raw_digest(migration(tmp_path, changed).steps) != raw_digest(one.steps)
+
+
+def test_migration_with_an_sql_step_has_no_way_back_by_itself(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.sql").write_text("SELECT 1;")
+    assert migration(tmp_path, {"sql": "a.sql"}, INDEX).rollback is None
+
+
+def test_steps_bring_their_own_rollback(tmp_path: pathlib.Path) -> None:
+    for name in ("a.sql", "b.sql", "c.sql"):
+        (tmp_path / name).write_text("SELECT 1;")
+    fill = {"backfill": {"table": "app.t", "key": "id", "set": {"a": "1"}}, "rollback": []}
+    found = migration(tmp_path, {"sql": "a.sql", "rollback": ["b.sql", "c.sql"]}, fill, INDEX)
+    assert [(step.name, step.undoes) for step in found.rollback or ()] == [
+        ("create_index app.t.ix: undo", (2,)),
+        ("b.sql", (0,)),
+        ("c.sql", (0,)),
+    ]
+
+
+def test_rollback_of_the_migration_replaces_the_automatic_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "back.sql").write_text("SELECT 1;")
+    found = migration(tmp_path, INDEX, rollback="back.sql")
+    assert [(step.name, step.undoes) for step in found.rollback or ()] == [("back.sql", None)]
+
+
+def test_names_are_cut_with_a_digest() -> None:
+    assert _operations.short("surefoot_x_", "a") == "surefoot_x_a"
+    long = "surefoot_x_", "ä" * 40
+    assert len(_operations.short(*long).encode()) <= 63
+    assert _operations.short(*long) != _operations.short(long[0], long[1] + "b")
+
+
+def test_literals_survive_any_text() -> None:
+    assert _operations.literal("it's") == "'it''s'"
+    assert _operations.literal("a\\b'") == "E'a\\\\b'''"
+
+
+HEAD = "name: set\nmigrations:\n  - id: x\n    steps:\n"
+
+MISTAKES = {
+    "no table": ("      - create_index: {name: ix, columns: a}\n", "5:23", "create_index has no table"),
+    "no name": ("      - create_index: {table: a.b, columns: a}\n", "5:23", "an index has no name"),
+    "unqualified": ("      - create_index: {table: b, name: ix, columns: a}\n", "5:31", "not a schema-qualified name"),
+    "schema in the name": (
+        "      - create_index: {table: a.b, name: a.ix, columns: a}\n",
+        "5:42",
+        "'a.ix' is not the name of an index",
+    ),
+    "long name": (f"      - create_index: {{table: a.b, name: {'x' * 64}, columns: a}}\n", "5:42", "longer than 63"),
+    "both": (
+        "      - create_index: {table: a.b, name: ix, columns: a, expression: lower(a)}\n",
+        "5:23",
+        "both columns and expression",
+    ),
+    "neither": ("      - create_index: {table: a.b, name: ix}\n", "5:23", "neither columns nor expression"),
+    "column twice": ("      - create_index: {table: a.b, name: ix, columns: [a, A desc]}\n", "5:59", "has a twice"),
+    "bad column": (
+        "      - create_index: {table: a.b, name: ix, columns: [lower(a)]}\n",
+        "5:56",
+        "'lower(a)' is not the name of a column",
+    ),
+    "two statements": (
+        '      - create_index: {table: a.b, name: ix, expression: "a); DROP TABLE b; --"}\n',
+        "5:59",
+        "expression is not one expression",
+    ),
+    "open parenthesis": (
+        "      - create_index: {table: a.b, name: ix, columns: a, where: (a}\n",
+        "5:65",
+        "where: parenthesis is never closed",
+    ),
+    "closed too early": (
+        "      - create_index: {table: a.b, name: ix, columns: a, where: a) or (b}\n",
+        "5:65",
+        "where is not one expression",
+    ),
+    "open quote": (
+        '      - create_index: {table: a.b, name: ix, columns: a, where: "b = \'x"}\n',
+        "5:66",
+        "where: ",
+    ),
+    "variable": (
+        "      - create_index: {table: a.b, name: ix, columns: a, where: \"b = :'x'\"}\n",
+        "5:66",
+        "where uses the variable x",
+    ),
+    "method": (
+        "      - create_index: {table: a.b, name: ix, columns: a, method: B-Tree}\n",
+        "5:66",
+        "not an index method",
+    ),
+    "unknown key": ("      - create_index: {table: a.b, name: ix, colums: a}\n", "5:46", "Did you mean columns"),
+    "unknown kind": ("      - create_indx: {table: a.b}\n", "5:9", "Did you mean create_index"),
+    "two kinds": (
+        "      - create_index: {table: a.b, name: ix, columns: a}\n        set_not_null: {table: a.b, column: a}\n",
+        "5:9",
+        "a step has create_index and set_not_null",
+    ),
+    "transaction": (
+        "      - create_index: {table: a.b, name: ix, columns: a}\n        transaction: false\n",
+        "6:22",
+        "a create_index step has the key transaction",
+    ),
+    "rollback": (
+        "      - set_not_null: {table: a.b, column: a}\n        rollback: back.sql\n",
+        "6:19",
+        "a set_not_null step has a rollback",
+    ),
+    "twice": (
+        "      - set_not_null: {table: a.b, column: a}\n      - set_not_null: {table: a.b, column: a}\n",
+        "6:9",
+        "two steps named set_not_null a.b.a",
+    ),
+    "key without references": (
+        "      - add_foreign_key: {table: a.b, name: fk, columns: a}\n",
+        "5:26",
+        "add_foreign_key has no references",
+    ),
+    "different number": (
+        "      - add_foreign_key: {table: a.b, name: fk, columns: a, references: {table: a.c, columns: [x, y]}}\n",
+        "5:73",
+        "fk has 1 columns and refers to 2",
+    ),
+    "not deferrable": (
+        "      - add_foreign_key: {table: a.b, name: fk, columns: a, initially: deferred,"
+        " references: {table: a.c, columns: x}}\n",
+        "5:72",
+        "not deferrable",
+    ),
+    "action": (
+        "      - add_foreign_key: {table: a.b, name: fk, columns: a, on_delete: cascad,"
+        " references: {table: a.c, columns: x}}\n",
+        "5:72",
+        "Did you mean cascade",
+    ),
+    "two ways back": (
+        "      - {sql: a.sql, rollback: back.sql}\n    rollback: back.sql\n",
+        "5:32",
+        "has a rollback, and so has a step",
+    ),
+    "half a way back": (
+        "      - {sql: a.sql, rollback: back.sql}\n      - b.sql\n",
+        "6:9",
+        "step b.sql of migration x has no rollback",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_mistake_is_one_line_with_its_place(what: str, tmp_path: pathlib.Path) -> None:
+    body, place, message = MISTAKES[what]
+    for name in ("a.sql", "b.sql", "back.sql"):
+        (tmp_path / name).write_text("SELECT 1;")
+    path = tmp_path / "plan.yml"
+    path.write_text(HEAD + body, encoding="utf-8")
+    with pytest.raises(PlanError) as caught:
+        load_plan(str(path))
+    text = str(caught.value)
+    assert message in text and f"{path}:{place}" in text and "\n" not in text, text
+
+
+KEYS = {
+    "create_index": _operations._INDEX_KEYS,
+    "add_foreign_key": _operations._FOREIGN_KEY_KEYS,
+    "set_not_null": _operations._NOT_NULL_KEYS,
+}
+
+
+@pytest.mark.parametrize("kind", _operations.OPERATIONS)
+def test_the_documentation_has_every_key(kind: str) -> None:
+    page = (pathlib.Path(_operations.__file__).resolve().parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    table = page.split(f"| key of `{kind}` |", 1)[1].split("\n\n", 1)[0]
+    names = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert names == list(KEYS[kind])
