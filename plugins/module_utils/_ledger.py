@@ -110,6 +110,21 @@ CREATE TABLE {s}.progress (
 INSERT INTO {s}.meta (key, value) VALUES ('format', '{format}');
 """
 
+# Made when the first row has to go there.
+_QUARANTINE = """
+CREATE TABLE IF NOT EXISTS {s}.quarantine (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id text NOT NULL,
+    set_name text NOT NULL,
+    migration_id text NOT NULL,
+    table_name text NOT NULL,
+    key jsonb NOT NULL,
+    reason text NOT NULL,
+    row jsonb NOT NULL,
+    dependents jsonb NOT NULL,
+    moved_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+)
+"""
 _APPLIED = "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = %s"
 _BEGUN = "SELECT DISTINCT migration_id, action FROM {s}.progress WHERE set_name = %s"
 _MARK = """
@@ -333,6 +348,14 @@ class Ledger:
         if not self._quoted:
             self._quoted = quote_identifier(self.schema, connection)
         return text.replace("{s}", self._quoted)
+
+    def quarantine(self, connection: Connection) -> str:
+        """The quarantine's name, for SQL."""
+        return self._sql(connection, "{s}.quarantine")
+
+    def make_quarantine(self, execute: t.Callable[[str], None], connection: Connection) -> None:
+        """Make the quarantine where it is not there yet. Call it under the worker lock only."""
+        execute(self._sql(connection, _QUARANTINE))
 
     def exists(self, connection: Connection) -> bool:
         """Whether the ledger is there, in a format this version reads.

@@ -35,6 +35,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._selection import (
     step_digest,
     token_digest,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import SweepStep
+from ansible_collections.surefoot.dbops.plugins.module_utils._sweep import Sweeps
 from ansible_collections.surefoot.dbops.plugins.module_utils._transaction import Transactions, Work
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
@@ -60,6 +62,7 @@ class Migrations:
         self._transactions = Transactions(context)
         self._autonomous = Autonomous(context)
         self._backfills = Backfills(context)
+        self._sweeps = Sweeps(context)
 
     def carry_out(self, migration: Migration) -> None:
         """All steps of one migration, from where an earlier run stopped; then its checks."""
@@ -122,6 +125,8 @@ class Migrations:
                 continue
             if isinstance(step, BackfillStep):
                 self._backfills.run(migration, number, step, digest, progress, limits)
+            elif isinstance(step, SweepStep):
+                self._sweeps.run(migration, number, step, digest, progress, limits)
             elif not step.transaction:
                 self._autonomous.run(migration, number, step, digest, progress, limits, attempts)
             else:

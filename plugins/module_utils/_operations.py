@@ -38,12 +38,12 @@ ACTIONS = {
     "set null": "n",
     "set default": "d",
 }
-_INDEX_KEYS = ("table", "name", "columns", "expression", "unique", "method", "where", "include")
-_FOREIGN_KEY_KEYS = (
+INDEX_KEYS = ("table", "name", "columns", "expression", "unique", "method", "where", "include")
+FOREIGN_KEY_KEYS = (
     "table", "name", "columns", "references", "on_delete", "on_update", "deferrable", "initially",
 )  # fmt: skip
 _REFERENCES_KEYS = ("table", "columns")
-_NOT_NULL_KEYS = ("table", "column")
+NOT_NULL_KEYS = ("table", "column")
 _METHOD = re.compile(r"[a-z][a-z0-9_]*")
 _ORDERED = re.compile(r"(?is)(.*?)((?:\s+(?:asc|desc))?(?:\s+nulls\s+(?:first|last))?)\s*")
 
@@ -84,19 +84,6 @@ class Entry:
         """A check whose one value must be true."""
         mapping = {"name": what, "query": query, "expect": {"true": "all"}, "when": "before_commit"}
         return parse_check(mapping, self.location)
-
-
-def read_operation(yml: PlanYaml, kind: str, node: t.Any, name: str | None, item: t.Any, place: str) -> Operation:
-    """One operation.
-
-    :param node: the value of the operation's key
-    :param name: what the plan calls the step
-    :param item: the step's own node
-    :param place: the plan and the migration, for messages
-    :raises PlanError: a mistake, with its place
-    """
-    entry = Entry(yml, kind, name or "", yml.at(item), place)
-    return OPERATIONS[kind](entry, node)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +229,7 @@ class Index:
         )
 
 
-def read_index(yml: PlanYaml, node: t.Any, what: str, known: t.Sequence[str] = _INDEX_KEYS) -> Index:
+def read_index(yml: PlanYaml, node: t.Any, what: str, known: t.Sequence[str] = INDEX_KEYS) -> Index:
     """The definition of an index.
 
     :raises PlanError: a mistake, with its place
@@ -283,10 +270,10 @@ def read_index(yml: PlanYaml, node: t.Any, what: str, known: t.Sequence[str] = _
     )
 
 
-def _create_index(entry: Entry, node: t.Any) -> Operation:
+def create_index(entry: Entry, node: t.Any) -> Operation:
     yml = entry.yaml
     index = read_index(yml, node, "create_index")
-    fields = yml.fields(node, "create_index", _INDEX_KEYS)
+    fields = yml.fields(node, "create_index", INDEX_KEYS)
     required(yml, fields, node, "create_index", ("table",))
     table = yml.table(fields["table"], "table")
     entry = dataclasses.replace(entry, name=entry.name or f"create_index {shown(table)}.{index.name}")
@@ -387,14 +374,16 @@ def read_references(
     )
 
 
-def _add_foreign_key(entry: Entry, node: t.Any) -> Operation:
+def add_foreign_key(entry: Entry, node: t.Any) -> Operation:
     yml = entry.yaml
-    fields = yml.fields(node, "add_foreign_key", _FOREIGN_KEY_KEYS)
+    fields = yml.fields(node, "add_foreign_key", FOREIGN_KEY_KEYS)
     required(yml, fields, node, "add_foreign_key", ("table", "columns", "references"))
     name = name_of(yml, fields, node, "a foreign key")
     table = yml.table(fields["table"], "table")
     columns = columns_of(yml, fields["columns"], "columns")
-    options = {key: fields[key] for key in ("on_delete", "on_update", "deferrable", "initially") if key in fields}
+    options: dict[str, t.Any] = {
+        key: fields[key] for key in ("on_delete", "on_update", "deferrable", "initially") if key in fields
+    }
     foreign = read_references(yml, fields["references"], options, name)
     if len(foreign.parent_columns) != len(columns):
         problem = f"{name} has {len(columns)} columns and refers to {len(foreign.parent_columns)}"
@@ -442,10 +431,10 @@ def not_null_query(table: str, column: str) -> str:
     )
 
 
-def _set_not_null(entry: Entry, node: t.Any) -> Operation:
+def set_not_null(entry: Entry, node: t.Any) -> Operation:
     yml = entry.yaml
-    fields = yml.fields(node, "set_not_null", _NOT_NULL_KEYS)
-    required(yml, fields, node, "set_not_null", _NOT_NULL_KEYS)
+    fields = yml.fields(node, "set_not_null", NOT_NULL_KEYS)
+    required(yml, fields, node, "set_not_null", NOT_NULL_KEYS)
     table = yml.table(fields["table"], "table")
     column = yml.column(yml.text(fields["column"], "column"), fields["column"])
     where = f"{shown(table)}.{column}"
@@ -481,10 +470,3 @@ def _set_not_null(entry: Entry, node: t.Any) -> Operation:
         ),
         (entry.check(f"{where} is NOT NULL", not_null_query(table, column)),),
     )
-
-
-OPERATIONS: dict[str, t.Callable[[Entry, t.Any], Operation]] = {
-    "create_index": _create_index,
-    "add_foreign_key": _add_foreign_key,
-    "set_not_null": _set_not_null,
-}

@@ -22,9 +22,16 @@ import re
 import stat
 import typing as t
 
+from ansible_collections.surefoot.dbops.plugins.module_utils._change_type import change_type, contract_type
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Check, check_file, nearest, parse_check
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, Location, PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._operations import OPERATIONS, Operation, read_operation
+from ansible_collections.surefoot.dbops.plugins.module_utils._operations import (
+    Entry,
+    Operation,
+    add_foreign_key,
+    create_index,
+    set_not_null,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import YAML_ERROR, PlanYaml, is_scalar
 from ansible_collections.surefoot.dbops.plugins.module_utils._steps import BackfillStep, SqlStep, Step, split_qualified
 
@@ -313,6 +320,13 @@ _MIGRATION_KEYS = (
     "verify", "manual", *_LIMIT_KEYS, "lock_tables", "session_settings",
 )  # fmt: skip
 _SQL_STEP_KEYS = ("name", "sql", "transaction")
+OPERATIONS: dict[str, t.Callable[[Entry, t.Any], Operation]] = {
+    "create_index": create_index,
+    "add_foreign_key": add_foreign_key,
+    "set_not_null": set_not_null,
+    "change_type": change_type,
+    "contract_type": contract_type,
+}
 _STEP_KINDS = ("sql", "backfill", *OPERATIONS)
 _BACKFILL_KEYS = ("table", "key", "set", "where", "batch", "pause", "max_lag")
 _RISK_KEYS = ("level", "probability", "impact", "mitigation", "owner")
@@ -372,8 +386,9 @@ class _Deploy:
         for operation, first in zip(reversed(self.operations), reversed(self._first)):
             if operation.undo is None:
                 return None
-            numbers = tuple(range(first, first + len(operation.steps)))
-            undo.extend(dataclasses.replace(step, undoes=numbers) for step in operation.undo)
+            for step in operation.undo:
+                numbers = step.undoes if step.undoes is not None else range(len(operation.steps))
+                undo.append(dataclasses.replace(step, undoes=tuple(first + number for number in numbers)))
         return tuple(undo) or None
 
 
@@ -640,7 +655,7 @@ class _PlanReader:
                 problem = f"a {kind} step has a rollback"
                 remedy = "Remove it: the operation has its own; another way back goes to the migration."
                 raise PlanError(problem, location=yml.at(fields["rollback"]), remedy=remedy)
-            return read_operation(yml, kind, fields[kind], name, node, f"{self.file}#{id_}")
+            return OPERATIONS[kind](Entry(yml, kind, name or "", yml.at(node), f"{self.file}#{id_}"), fields[kind])
         undo = None
         if "rollback" in fields:
             found.own_rollback = found.own_rollback or fields["rollback"]

@@ -29,7 +29,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import (
     TIMELINE_FILE,
     utc_now,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Plan, SqlStep
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Plan, SqlStep
 from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import SUMMARY_FILE, write_json
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_size, parse_duration, parse_size
 
@@ -212,7 +212,7 @@ def plan_facts(plan: Plan) -> dict[str, t.Any]:
 
 
 def _files(steps: t.Iterable[t.Any]) -> list[dict[str, t.Any]]:
-    found = []
+    found: list[dict[str, t.Any]] = []
     for step in steps:
         if isinstance(step, SqlStep) and step.text is not None:
             found.append({"file": step.file, "sha256": hashlib.sha256(step.text.encode("utf-8")).hexdigest()})
@@ -227,7 +227,8 @@ def _files(steps: t.Iterable[t.Any]) -> list[dict[str, t.Any]]:
             else:
                 found.append({"file": step.file, "sha256": digest.hexdigest()})
         else:
-            found.append({"file": f"backfill {step.name}", "sha256": None})
+            kind = "backfill " if isinstance(step, BackfillStep) else ""
+            found.append({"file": f"{kind}{step.name}", "sha256": None})
     return found
 
 

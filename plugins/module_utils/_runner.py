@@ -57,7 +57,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import (
     Text,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._migrations import Migrations
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan, SqlStep
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Migration, Plan, SqlStep
 from ansible_collections.surefoot.dbops.plugins.module_utils._process import run_interruptible
 from ansible_collections.surefoot.dbops.plugins.module_utils._remedies import remedy_for
 from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
@@ -269,7 +269,8 @@ class Runner:
         for migration in self._selection.todo:
             for step in self._steps_of(migration):
                 text = read_step(step)[:TEXT_LIMIT].decode("utf-8", errors="replace")
-                name = step.file if isinstance(step, SqlStep) else f"backfill {step.name}"
+                name = step.file if isinstance(step, SqlStep) else step.name
+                name = f"backfill {name}" if isinstance(step, BackfillStep) else name
                 parts.append(f"-- {migration.id}: {name}\n{redact_sql(text).rstrip()}\n")
         return {
             "before_header": "ledger",

@@ -19,8 +19,9 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     PlanError,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import State
-from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Migration, Plan, SqlStep, Step
+from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._script import Script, inspect
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import SqlStep, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Selection:
     done: tuple[str, ...]
 
 
-def _backfill_definition(step: BackfillStep) -> bytes:
+def _definition(step: Step) -> bytes:
     body = dataclasses.asdict(step)
     body.pop("location", None)
     body.pop("undoes", None)
@@ -65,7 +66,7 @@ def step_digest(step: Step) -> str:
 
     :raises EnvironmentProblem: the file cannot be read
     """
-    if isinstance(step, BackfillStep):
+    if not isinstance(step, SqlStep):
         return hashlib.sha256(read_step(step)).hexdigest()
     if step.text is not None:
         return hashlib.sha256(step.text.encode("utf-8")).hexdigest()
@@ -89,19 +90,19 @@ def token_digest(steps: t.Sequence[Step]) -> str:
         [
             inspect_step(step).token_sha256
             if isinstance(step, SqlStep)
-            else hashlib.sha256(_backfill_definition(step)).hexdigest()
+            else hashlib.sha256(_definition(step)).hexdigest()
             for step in steps
         ]
     )
 
 
 def read_step(step: Step) -> bytes:
-    """The bytes of a step's file; of a backfill, its definition.
+    """The bytes of a step's file; of another kind of step, its definition.
 
     :raises EnvironmentProblem: the file cannot be read
     """
-    if isinstance(step, BackfillStep):
-        return _backfill_definition(step)
+    if not isinstance(step, SqlStep):
+        return _definition(step)
     if step.text is not None:
         return step.text.encode("utf-8")
     try:

@@ -83,7 +83,34 @@ class BackfillStep:
         return split_qualified(self.table)
 
 
-Step = t.Union[SqlStep, BackfillStep]
+# Stands in the query of a sweep where a condition on its rows is put.
+ONLY = "/* surefoot: only */ true"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepStep:
+    """The rows that a change of a table does not take: counted, moved into the ledger's quarantine, or moved back.
+
+    ``mode`` is count (any is an error, and nothing is changed), quarantine or restore. ``rows`` is a query for
+    ``surefoot_key_0`` and so on, ``surefoot_place`` (ctid) and ``surefoot_reason`` of each such row, with ``ONLY`` in
+    it. ``prelude`` is SQL that the session runs before. ``dependents`` are (table, its columns, the columns they refer
+    to) beside what foreign keys say.
+    """
+
+    name: str
+    table: str
+    key: tuple[str, ...]
+    mode: str
+    prelude: str
+    rows: str
+    dependents: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
+    batch: int
+    location: Location
+    undoes: tuple[int, ...] | None = None
+    transaction: t.ClassVar[bool] = False
+
+
+Step = t.Union[SqlStep, BackfillStep, SweepStep]
 
 
 def split_qualified(name: str) -> tuple[str, str]:

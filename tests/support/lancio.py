@@ -232,6 +232,7 @@ def roll_back(database: Database, name: str, *, user: str | None = None) -> None
     migration = plan().migration(name)
     assert migration.rollback
     (step,) = migration.rollback
+    assert isinstance(step, SqlStep)
     _run(database, migration, pathlib.Path(step.path), {}, {}, None, user)
 
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from ansible_collections.surefoot.dbops.plugins.module_utils import (
+    _change_type,
     _checks,
     _errors,
-    _operations,
     _plan,
     _policy,
     _remedies,
@@ -144,7 +144,15 @@ def known_keys() -> set[str]:
     keys = {*_plan._PLAN_KEYS, *_plan._MIGRATION_KEYS, *_plan._SQL_STEP_KEYS, *_plan._BACKFILL_KEYS, *_plan._RISK_KEYS}
     for path in (ROOT / "playbooks" / "migrations").glob("*/plan.yml"):
         keys |= set(yaml.safe_load(body(path)).get("variables") or {})
-    keys |= {*_plan._RETRY_KEYS, *_checks._KEYS, *_policy.KEYS, *_TASK, "backfill", *_operations.OPERATIONS}
+    keys |= {
+        *_plan._RETRY_KEYS,
+        *_checks._KEYS,
+        *_policy.KEYS,
+        *_TASK,
+        "backfill",
+        *_plan.OPERATIONS,
+        *_change_type.CHANGE_KEYS,
+    }
     for options in OPTIONS.values():
         for name, option in options.items():
             keys |= {name, *(option.get("aliases") or ()), *(option.get("suboptions") or ())}

@@ -15,7 +15,7 @@ import typing as t
 import pytest
 import yaml
 
-from ansible_collections.surefoot.dbops.plugins.module_utils import _operations
+from ansible_collections.surefoot.dbops.plugins.module_utils import _change_type, _operations, _plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Migration, load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import inspect_step, raw_digest, read_step
@@ -304,13 +304,15 @@ def test_mistake_is_one_line_with_its_place(what: str, tmp_path: pathlib.Path) -
 
 
 KEYS = {
-    "create_index": _operations._INDEX_KEYS,
-    "add_foreign_key": _operations._FOREIGN_KEY_KEYS,
-    "set_not_null": _operations._NOT_NULL_KEYS,
+    "create_index": _operations.INDEX_KEYS,
+    "add_foreign_key": _operations.FOREIGN_KEY_KEYS,
+    "set_not_null": _operations.NOT_NULL_KEYS,
+    "change_type": _change_type.CHANGE_KEYS,
+    "contract_type": _change_type.CONTRACT_KEYS,
 }
 
 
-@pytest.mark.parametrize("kind", _operations.OPERATIONS)
+@pytest.mark.parametrize("kind", _plan.OPERATIONS)
 def test_the_documentation_has_every_key(kind: str) -> None:
     page = (pathlib.Path(_operations.__file__).resolve().parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
     table = page.split(f"| key of `{kind}` |", 1)[1].split("\n\n", 1)[0]
