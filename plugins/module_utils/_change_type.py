@@ -287,15 +287,14 @@ class Change:
         )
 
     def prepare(self) -> str:
-        """Everything that is beside the old column from now on."""
+        """Everything that is beside the old column from now on; what locks the table comes last."""
         return (
-            f"{self.precheck()}{self.conversions(self.convert, self.why)}"
-            f"ALTER TABLE {self.target} ADD COLUMN {quoted(self.new)} {self.to};\n"
-            f"{self.forward(strict=False)}"
+            f"{self.precheck()}{self.conversions(self.convert, self.why)}{self.forward(strict=False)}"
             f"REVOKE ALL ON FUNCTION {self.convert}, {self.why}, {self.sync} FROM PUBLIC;\n"
             # An expression that cannot work at all fails here, and not at the first row.
             f"SELECT pg_catalog.count({self.why}({quoted(self.column)})) FROM (SELECT {quoted(self.column)}"
             f" FROM {self.target} WHERE {quoted(self.column)} IS NOT NULL LIMIT 1) AS one;\n"
+            f"ALTER TABLE {self.target} ADD COLUMN {quoted(self.new)} {self.to};\n"
             f"{self.make_triggers(self.column)}"
         )
 
@@ -372,13 +371,15 @@ class Change:
                 f"  ALTER INDEX {quoted(schema)}.{quoted(ours)} RENAME TO {quoted(index.name)};\n"
             )
         parts += [self.drop_triggers("  "), self.make_triggers(self.column, "  ")]
+        # The function speaks of columns as they are called afterwards; what locks comes last.
         return (
-            block(
+            "SET LOCAL check_function_bodies = off;\n"
+            + self.backward()
+            + block(
                 f"DECLARE\n  relation regclass := {literal(self.target)};\n"
                 "  this pg_catalog.pg_attribute;\n  remark text;\n  given text;\n  granted record;\n"
                 f"BEGIN\n{''.join(parts)}END\n"
             )
-            + self.backward()
         )
 
     def undo(self) -> str:
@@ -474,6 +475,14 @@ class Change:
             f" FROM {source} WHERE ({' OR '.join(conditions)}) AND {ONLY}"
         )
 
+    def different(self) -> str:
+        """The same for each row whose two columns do not say the same."""
+        keys = ", ".join(f"t.{quoted(name)} AS surefoot_key_{number}" for number, name in enumerate(self.key))
+        return (
+            f"SELECT {keys}, t.ctid AS surefoot_place, 'not in step' AS surefoot_reason FROM {self.target} AS t"
+            f" WHERE t.{quoted(self.new)} IS DISTINCT FROM {self.convert}(t.{quoted(self.column)}) AND {ONLY}"
+        )
+
 
 def _in_format(name: str) -> str:
     """A quoted name inside the literal that format() reads."""
@@ -496,7 +505,7 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
         on_invalid = yml.choice(fields["on_invalid"], "on_invalid", ("abort", "quarantine"))
     moves = on_invalid == "quarantine"
     dependents = tuple(_dependents(entry, fields["dependents"])) if "dependents" in fields else ()
-    if dependents and not moves:
+    if "dependents" in fields and not moves:
         remedy = "Add on_invalid: quarantine, or take dependents out."
         raise PlanError("dependents, and no row is moved", location=yml.at(fields["dependents"]), remedy=remedy)
 
@@ -549,7 +558,8 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
     swept.append(len(steps))
     steps.append(sweep("sweep again", mode))
     steps.append(entry.sql(change.validate(), transaction=False, part="validate"))
-    steps.append(entry.sql(change.swap(), part="swap"))
+    steps.append(dataclasses.replace(sweep("compare", "count"), rows=change.different()))
+    steps.append(entry.sql(change.swap(), part="swap", brief=True))
     undo: list[Step] = [dataclasses.replace(entry.sql(change.undo(), part="undo"), undoes=(prepared,))]
     if moves:
         undo.append(dataclasses.replace(sweep("restore", "restore"), rows="", undoes=tuple(swept)))

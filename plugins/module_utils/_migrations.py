@@ -72,7 +72,7 @@ class Migrations:
         clock = time.monotonic()
         # What was begun in several steps goes on as that, even if only one is left in the plan.
         simple = len(steps) == 1 and isinstance(steps[0], SqlStep) and steps[0].transaction
-        simple = simple and migration.id not in self._begun
+        simple = simple and migration.id not in self._begun and not t.cast(SqlStep, steps[0]).brief
         attempts = Attempts()
         text: Text | None = None
         try:
@@ -130,7 +130,7 @@ class Migrations:
             elif not step.transaction:
                 self._autonomous.run(migration, number, step, digest, progress, limits, attempts)
             else:
-                final = number == last
+                final = number == last and not step.brief
                 self._transactions.run(
                     [Work(migration, number, step, self._context.script(step), text, final, True)], limits, attempts
                 )

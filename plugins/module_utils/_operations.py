@@ -68,7 +68,7 @@ class Entry:
     location: Location
     place: str  # the plan and the migration
 
-    def sql(self, text: str, *, transaction: bool = True, part: str = "") -> SqlStep:
+    def sql(self, text: str, *, transaction: bool = True, part: str = "", brief: bool = False) -> SqlStep:
         """A step with this text."""
         name = f"{self.name}: {part}" if part else self.name
         return SqlStep(
@@ -78,6 +78,7 @@ class Entry:
             location=self.location,
             declared_transaction=transaction,
             text=text,
+            brief=brief,
         )
 
     def check(self, what: str, query: str) -> Check:
@@ -164,6 +165,7 @@ def expression_of(yml: PlanYaml, node: t.Any, what: str) -> str:
         raise PlanError(f"{what}: {exc.message}", location=location, remedy=exc.remedy) from None
     depth, closed = 0, False
     for token in found[0].tokens() if found else ():
+        closed = closed or token.text == ";"
         if token.text in ("(", ")") and token.kind == "punctuation":
             closed = closed or depth == 0 and token.offset > 0
             depth += 1 if token.text == "(" else -1
@@ -173,8 +175,8 @@ def expression_of(yml: PlanYaml, node: t.Any, what: str) -> str:
     if found[0].variables:
         remedy = "Write the value itself, or the change as SQL files."
         raise PlanError(f"{what} uses the variable {found[0].variables[0].name}", location=location, remedy=remedy)
-    if BODY in text:
-        raise PlanError(f"{what} contains {BODY}", location=location, remedy="Use another tag for dollar quotes.")
+    if "$surefoot" in text:
+        raise PlanError(f"{what} contains $surefoot", location=location, remedy="Use another tag for dollar quotes.")
     return text
 
 
@@ -459,6 +461,7 @@ def set_not_null(entry: Entry, node: t.Any) -> Operation:
                 f"ALTER TABLE {target} ALTER COLUMN {quoted(column)} SET NOT NULL;\n"
                 f"ALTER TABLE {target} DROP CONSTRAINT {check};\n",
                 part="not null",
+                brief=True,
             ),
         ),
         (

@@ -31,7 +31,8 @@ class SqlStep:
     ``path`` is absolute, ``file`` as the plan writes it; ``declared_transaction`` is None when the plan is silent.
     ``text`` is the SQL of an operation; there is no file then, and ``path`` says where in the plan it is declared.
     ``undoes`` are the numbers of the deploy steps whose effect this rollback step takes back; of a migration that was
-    half applied it runs only when one of them was begun. None: it always runs.
+    half applied it runs only when one of them was begun. None: it always runs. ``brief``: its locks block everybody, so
+    checks and the ledger row do not wait under them but get a transaction of their own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SqlStep:
     declared_transaction: bool | None = None
     text: str | None = None
     undoes: tuple[int, ...] | None = None
+    brief: bool = False
 
     @functools.cached_property
     def transaction(self) -> bool:

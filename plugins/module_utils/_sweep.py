@@ -188,7 +188,7 @@ class Sweeps:
         parts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         rows = f"{total} row{'' if total == 1 else 's'} of {'.'.join(split_qualified(step.table))}"
         raise VerificationFailed(
-            f"{migration.id}: {rows} cannot be converted: {parts}",
+            f"{migration.id}: {rows} cannot be changed: {parts}",
             remedy="Mend them (the error's details list the keys of the first 100), or set on_invalid: quarantine.",
             location=step.location,
             details={"total": total, "reasons": reasons, "key": list(step.key), "rows": listed},
