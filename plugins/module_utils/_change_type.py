@@ -19,6 +19,7 @@ import typing as t
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Check
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._operations import (
+    SWEEP_BATCH,
     Entry,
     ForeignKey,
     Index,
@@ -61,7 +62,6 @@ _TAG = "$surefoot_body$"
 # What a conversion raises when it does not like a value.
 _INVALID = "data_exception OR raise_exception OR check_violation OR not_null_violation"
 _BATCH = 2000
-_SWEEP_BATCH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -522,7 +522,7 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
             prelude=prelude,
             rows=change.unfit(before=before),
             dependents=dependents,
-            batch=_SWEEP_BATCH,
+            batch=SWEEP_BATCH,
             location=entry.location,
         )
 

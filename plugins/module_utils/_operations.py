@@ -24,10 +24,17 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._checks import Chec
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, PlanError, SqlTextError
 from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import PlanYaml
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
-from ansible_collections.surefoot.dbops.plugins.module_utils._steps import SqlStep, Step, split_qualified
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import (
+    ONLY,
+    SqlStep,
+    Step,
+    SweepStep,
+    split_qualified,
+)
 
 # Names longer than this are cut by the server, and then mean something else.
 NAME_BYTES = 63
+SWEEP_BATCH = 1000
 # Around what runs as a block; no expression of a plan may hold it.
 BODY = "$surefoot$"
 
@@ -40,7 +47,7 @@ ACTIONS = {
 }
 INDEX_KEYS = ("table", "name", "columns", "expression", "unique", "method", "where", "include")
 FOREIGN_KEY_KEYS = (
-    "table", "name", "columns", "references", "on_delete", "on_update", "deferrable", "initially",
+    "table", "name", "columns", "references", "on_delete", "on_update", "deferrable", "initially", "on_invalid", "key",
 )  # fmt: skip
 _REFERENCES_KEYS = ("table", "columns")
 NOT_NULL_KEYS = ("table", "column")
@@ -335,6 +342,18 @@ class ForeignKey:
             f" AND c.conname = {literal(self.name)}"
         )
 
+    def orphans(self, table: str, columns: t.Sequence[str], key: t.Sequence[str]) -> str:
+        """A query for the key of each row without a parent."""
+        keys = ", ".join(f"t.{quoted(name)} AS surefoot_key_{number}" for number, name in enumerate(key))
+        pairs = list(zip(columns, self.parent_columns))
+        join = " AND ".join(f"p.{quoted(parent)} = t.{quoted(column)}" for column, parent in pairs)
+        given = " AND ".join(f"t.{quoted(column)} IS NOT NULL" for column in columns)
+        return (
+            f"SELECT {keys}, t.ctid AS surefoot_place, 'no parent' AS surefoot_reason FROM {quoted_table(table)} AS t"
+            f" LEFT JOIN {quoted_table(self.parent)} AS p ON {join}"
+            f" WHERE {given} AND p.{quoted(self.parent_columns[0])} IS NULL AND {ONLY}"
+        )
+
 
 def _key_columns(relation: str, numbers: str) -> str:
     return (
@@ -392,14 +411,40 @@ def add_foreign_key(entry: Entry, node: t.Any) -> Operation:
         raise PlanError(problem, location=yml.at(fields["references"]))
     entry = dataclasses.replace(entry, name=entry.name or f"add_foreign_key {shown(table)}.{name}")
     target = quoted_table(table)
+    validate = f"ALTER TABLE {target} VALIDATE CONSTRAINT {quoted(name)};\n"
+    drop = f"ALTER TABLE IF EXISTS {target} DROP CONSTRAINT IF EXISTS {quoted(name)};\n"
+    steps: list[Step] = [entry.sql(foreign.sql(table, columns))]
+    undo: list[Step] = [entry.sql(drop, part="undo")]
+    if "on_invalid" in fields:
+        required(yml, fields, node, "add_foreign_key with on_invalid", ("key",))
+        key = columns_of(yml, fields["key"], "key")
+        moves = yml.choice(fields["on_invalid"], "on_invalid", ("abort", "quarantine")) == "quarantine"
+        sweep = SweepStep(
+            name=f"{entry.name}: {'sweep' if moves else 'look'}",
+            table=table,
+            key=key,
+            mode="quarantine" if moves else "count",
+            prelude="",
+            rows=foreign.orphans(table, columns, key),
+            dependents=(),
+            batch=SWEEP_BATCH,
+            location=entry.location,
+        )
+        if moves:
+            # Behind the constraint, which keeps new ones out.
+            steps.append(sweep)
+            restore = dataclasses.replace(sweep, name=f"{entry.name}: restore", mode="restore", rows="", undoes=(1,))
+            undo = [dataclasses.replace(entry.sql(drop, part="undo"), undoes=(0,)), restore]
+        else:
+            steps.insert(0, sweep)
+            undo = [dataclasses.replace(entry.sql(drop, part="undo"), undoes=(1,))]
+    elif "key" in fields:
+        remedy = "Add on_invalid, or take key out."
+        raise PlanError("key, and nothing needs it", location=yml.at(fields["key"]), remedy=remedy)
+    steps.append(entry.sql(validate, transaction=False, part="validate"))
     return Operation(
-        (
-            entry.sql(foreign.sql(table, columns)),
-            entry.sql(
-                f"ALTER TABLE {target} VALIDATE CONSTRAINT {quoted(name)};\n", transaction=False, part="validate"
-            ),
-        ),
-        (entry.sql(f"ALTER TABLE IF EXISTS {target} DROP CONSTRAINT IF EXISTS {quoted(name)};\n", part="undo"),),
+        tuple(steps),
+        tuple(undo),
         (entry.check(f"foreign key {name} is validated and as declared", foreign.check(table, columns)),),
     )
 
