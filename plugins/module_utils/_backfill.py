@@ -80,36 +80,44 @@ class BackfillSql:
     types: tuple[str, ...]
     estimated_rows: int
 
-    def batch(self, connection: Connection, position: t.Sequence[str] | None) -> str:
-        """The statement of the next batch; it returns (rows read, rows changed, last key as text array or NULL).
+    def _after(self, connection: Connection, operator: str, position: t.Sequence[str]) -> str:
+        keys = ", ".join(f"t.{quote_identifier(name, connection)}" for name in self.keys)
+        values = ", ".join(f"{quote_literal(value, connection)}::{kind}" for value, kind in zip(position, self.types))
+        return f"({keys}) {operator} ({values})"
 
-        Rows are locked in key order, with the lock an UPDATE of non-key columns takes, so that two batches cannot
-        deadlock.
+    def window(self, connection: Connection, position: t.Sequence[str] | None) -> str:
+        """The query for the next batch: (number of its rows, its last key as text array or NULL).
+
+        The batch is cut by the key alone. With ``where`` before the limit, the server guesses how rare such rows are;
+        of a column that was just added it guesses wrong, and would read and sort the whole table for every batch.
         """
         keys = [quote_identifier(name, connection) for name in self.keys]
-        conditions = [f"({self.step.where})"] if self.step.where else []
-        if position is not None:
-            after = ", ".join(
-                f"{quote_literal(value, connection)}::{kind}" for value, kind in zip(position, self.types)
-            )
-            conditions.append(f"({', '.join(f't.{key}' for key in keys)}) > ({after})")
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        # The batch's own columns get names nobody uses: bare column names in the plan's expressions must mean the
-        # table's.
-        columns = ", ".join(f"t.{key} AS surefoot_key_{number}" for number, key in enumerate(keys))
-        join = " AND ".join(f"t.{key} = b.surefoot_key_{number}" for number, key in enumerate(keys))
+        columns = ", ".join(f"t.{key} AS key_{number}" for number, key in enumerate(keys))
         order = ", ".join(f"t.{key}" for key in keys)
-        last = ", ".join(f"b.surefoot_key_{number}::text" for number in range(len(keys)))
-        newest = ", ".join(f"b.surefoot_key_{number} DESC" for number in range(len(keys)))
+        last = ", ".join(f"b.key_{number}::text" for number in range(len(keys)))
+        newest = ", ".join(f"b.key_{number} DESC" for number in range(len(keys)))
+        after = f" WHERE {self._after(connection, '>', position)}" if position is not None else ""
+        return (
+            f"WITH b AS MATERIALIZED (SELECT {columns} FROM {self.table} AS t{after} ORDER BY {order}"
+            f" LIMIT {int(self.step.batch)}) SELECT (SELECT pg_catalog.count(*) FROM b),"
+            f" (SELECT ARRAY[{last}] FROM b ORDER BY {newest} LIMIT 1)"
+        )
+
+    def batch(self, connection: Connection, position: t.Sequence[str] | None, last: t.Sequence[str]) -> str:
+        """The statement that changes the rows up to a key; it returns how many.
+
+        Both ends of the batch are in its text, so that the server knows how few rows they are, and walks the index.
+        """
+        conditions = [self._after(connection, ">", position)] if position is not None else []
+        conditions.append(self._after(connection, "<=", last))
+        if self.step.where:
+            conditions.append(f"({self.step.where})")
         assignments = ", ".join(
             f"{quote_identifier(column, connection)} = {sql}" for column, sql in self.step.set.items()
         )
         return (
-            f"WITH b AS MATERIALIZED (SELECT {columns} FROM {self.table} AS t{where} ORDER BY {order}"
-            f" LIMIT {int(self.step.batch)} FOR NO KEY UPDATE),"
-            f" changed AS (UPDATE {self.table} AS t SET {assignments} FROM b WHERE {join} RETURNING 1)"
-            f" SELECT (SELECT pg_catalog.count(*) FROM b), (SELECT pg_catalog.count(*) FROM changed),"
-            f" (SELECT ARRAY[{last}] FROM b ORDER BY {newest} LIMIT 1)"
+            f"WITH changed AS (UPDATE {self.table} AS t SET {assignments} WHERE {' AND '.join(conditions)} RETURNING 1)"
+            f" SELECT pg_catalog.count(*) FROM changed"
         )
 
 
@@ -239,7 +247,10 @@ class Backfills:
 
     def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, int, t.Any]:
         worker = self._worker
-        text = sql.batch(worker.connection, position)
+        read, last = worker.fetch(sql.window(worker.connection, position))[0]
+        if last is None:
+            return 0, 0, None
+        text = sql.batch(worker.connection, position, last)
         statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
         names = secret_names(statement, self._options.secrets)
         if names:
@@ -252,7 +263,7 @@ class Backfills:
         )
         if names:
             packed = worker.fetch(guarded_row(batch, worker.connection))[0][0]
-            row = [value for _name, value in json.loads(packed, object_pairs_hook=list)]
+            changed = next(value for _name, value in json.loads(packed, object_pairs_hook=list))
         else:
-            row = list(worker.fetch(batch)[0])
-        return int(row[0]), int(row[1]), row[2]
+            changed = worker.fetch(batch)[0][0]
+        return int(read), int(changed), last
