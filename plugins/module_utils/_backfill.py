@@ -51,6 +51,7 @@ SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        (SELECT min(replay_lsn - '0/0'::pg_lsn)::bigint FROM pg_catalog.pg_stat_replication)
 """
 _LAG_POLL = 0.5
+_SAY_EVERY = 5.0  # seconds
 
 
 class ReplicaLag:
@@ -68,6 +69,34 @@ class ReplicaLag:
         if not self._written or self._written[-1][0] < now:
             self._written.append((now, time.monotonic()))
         return lag
+
+
+class Pace:
+    """Says every few seconds how far a backfill has come.
+
+    :param expected: rows of the table as far as the server knows; 0: nobody knows how many are left
+    """
+
+    def __init__(self, name: str, expected: int, say: t.Callable[[str], None] | None) -> None:
+        self._name = name
+        self._expected = expected
+        self._say = say
+        self._rows = 0
+        self._began = self._said = time.monotonic()
+
+    def went_through(self, rows: int) -> None:
+        """One more batch is done."""
+        self._rows += rows
+        now = time.monotonic()
+        if self._say is None or now - self._said < _SAY_EVERY:
+            return
+        self._said = now
+        rate = self._rows / max(now - self._began, 0.001)
+        line = f"{self._name}: {self._rows} rows, {rate:.0f} rows/s"
+        left = self._expected - self._rows
+        if left > 0 and rate > 0:
+            line += f", about {human_duration(round(left / rate))} left"
+        self._say(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +211,7 @@ class Backfills:
             clock = time.monotonic()
             finished = False
             lag = ReplicaLag()
+            pace = Pace(step.name, sql.estimated_rows if position is None else 0, self._options.say)
 
             def attempt(_number: int) -> tuple[int, int, list[str] | None]:
                 watch.begin(worker.pid, enforce=True)
@@ -222,6 +252,7 @@ class Backfills:
                 self._await_replicas(lag, step, limits)
                 read, changed, last = self._context.with_retries(migration, limits, attempt)
                 rows, position = rows + changed, last or position
+                pace.went_through(read)
                 finished = read < step.batch
                 if not finished and step.pause:
                     worker.sleep(step.pause)

@@ -108,6 +108,8 @@ class RunOptions:
     trace: Trace = Trace()
     # Under the runner lock, before anything is written, with the migrations to do: raises to refuse them.
     before_apply: t.Callable[[Connection, t.Sequence[Migration]], None] | None = None
+    # Shows a line while the run lasts.
+    say: t.Callable[[str], None] | None = None
     # Around the work, with a function that stops it for the reason given: sampling of limits.
     guard: t.Callable[[t.Callable[[SurefootError], None]], t.ContextManager[None]] | None = None
 

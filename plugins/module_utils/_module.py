@@ -34,6 +34,8 @@ class Invocation:
     no_log_values: set[str] = dataclasses.field(default_factory=set)
     warnings: list[str] = dataclasses.field(default_factory=list)
     name: str = ""
+    # Shows a line while the task runs; None where nobody can see one before its end.
+    say: t.Callable[[str], None] | None = None
 
     def warn(self, text: str) -> None:
         """Say something that does not fail the task."""

@@ -479,6 +479,7 @@ def run(module: Invocation) -> dict[str, t.Any]:
         show_text=module.diff,
         before_apply=_check_of_go(module, plan),
         guard=vitals.guard if vitals is not None else None,
+        say=module.say,
     )
     return run_watched(vitals, Runner(plan, connection, options).run, params["run_dir"])
 

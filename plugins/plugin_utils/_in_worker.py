@@ -79,6 +79,7 @@ class LibraryAction(ActionBase):
             bool(self._task.diff),
             secrets,
             name=self._task.action,
+            say=lambda text: display.display(remove_values(text, secrets)),
         )
         results = invocation.perform(type(self).perform)
         for warning in invocation.warnings:

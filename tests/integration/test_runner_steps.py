@@ -13,6 +13,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.surefoot.dbops.plugins.module_utils import _backfill
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     DriftError,
     PlanError,
@@ -69,6 +70,19 @@ def test_steps_run_in_order_and_leave_no_progress_behind(plan: MigrationSet, dat
     assert database.scalar("SELECT sum(j) FROM a") == 10100
     assert progress(database) == [] and attempts(database) == [("001", "deploy", "succeeded")]
     assert run(plan, database)["changed"] is False
+
+
+def test_backfill_says_how_far_it_is(plan: MigrationSet, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backfill, "_SAY_EVERY", 0.0)
+    database.query("CREATE TABLE a(i int PRIMARY KEY, j int); INSERT INTO a SELECT generate_series(1, 100)")
+    database.query("ANALYZE a")
+    plan.add("001", steps=[{"table": "public.a", "key": "i", "set": {"j": "1"}, "batch": 40, "pause": "30ms"}])
+    said: list[str] = []
+    run(plan, database, say=said.append)
+    assert [line.split(",")[0] for line in said] == [
+        "backfill public.a: 40 rows", "backfill public.a: 80 rows", "backfill public.a: 100 rows",
+    ]  # fmt: skip
+    assert "rows/s, about" in said[0] and said[0].endswith("left") and "left" not in said[2]
 
 
 def test_failure_in_the_second_step_resumes_there(plan: MigrationSet, database: Database) -> None:
