@@ -47,6 +47,10 @@ with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
 
 _SESSION_SETUP = ("SET", "RESET", "SET SESSION CHARACTERISTICS")
+# Behind one who waits for their lock no reader or writer queues up. An autovacuum of the table holds it, and yields
+# only to who waits longer than deadlock_timeout, a second by default.
+_WAITS_ALONE = ("ALTER TABLE VALIDATE CONSTRAINT", "ANALYZE")
+_PATIENCE = 5.0
 _TAKES_AWAY = ("drop_index", "detach_partition")
 
 
@@ -161,6 +165,7 @@ class Autonomous:
         worker, watch = self._worker, self._watch
         # VALIDATE CONSTRAINT reads a whole table under a lock that blocks nobody; the deadline governs it.
         timeout = limits.retry.deadline if not kind.may_block else limits.statement_timeout
+        patience = max(limits.lock_timeout, _PATIENCE) if kind.tag in _WAITS_ALONE else limits.lock_timeout
 
         def attempt(tried: int) -> None:
             attempts.tried(tried)
@@ -168,7 +173,7 @@ class Autonomous:
             self._options.trace.begin(worker.connection)
             try:
                 worker.execute(
-                    f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+                    f"BEGIN; SET LOCAL lock_timeout = {milliseconds(patience)};"
                     f" SET LOCAL statement_timeout = {milliseconds(timeout)}"
                 )
                 names = secret_names(statement, self._options.secrets)
