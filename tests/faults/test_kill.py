@@ -112,9 +112,11 @@ class Playbook:
         }
         if way == "module":
             task["environment"] = {"SUREFOOT_TEST": "a module of its own"}
-        play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}]
+        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}
+        # A variable, as in the inventories: what the environment says is not known before the module runs.
+        play["vars"] = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
         path = directory / "play.yml"
-        path.write_text(json.dumps(play), encoding="utf-8")
+        path.write_text(json.dumps([play]), encoding="utf-8")
         self.process = subprocess.Popen(
             [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", "localhost,", str(path)],
             cwd=directory,
@@ -123,7 +125,6 @@ class Playbook:
                 ANSIBLE_HOME=str(directory / "home"),
                 ANSIBLE_REMOTE_TEMP=str(directory / "remote"),
                 ANSIBLE_NOCOLOR="1",
-                ANSIBLE_PYTHON_INTERPRETER=sys.executable,
             ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
