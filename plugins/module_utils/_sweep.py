@@ -54,11 +54,13 @@ CREATE TEMPORARY TABLE surefoot_moving (
     reason text, UNIQUE (relation, place)
 ) ON COMMIT DROP
 """
-# The rows as they are once they are locked; each is asked again then.
+# The rows as they are once they are locked; each is asked again then. All are found before the first are taken: with
+# the limit inside, the server expects to be done soon, and walks the table by its key with a look-up for every row.
 _ROOTS = """
+WITH found AS MATERIALIZED ({rows})
 INSERT INTO surefoot_moving (depth, relation, place, row, reason)
 SELECT 0, {relation}, t.ctid, pg_catalog.to_jsonb(t.*), q.surefoot_reason
-FROM {table} AS t JOIN (SELECT * FROM ({rows}) AS f ORDER BY {keys} LIMIT {batch}) AS q ON {join}
+FROM {table} AS t JOIN (SELECT * FROM found AS f ORDER BY {keys} LIMIT {batch}) AS q ON {join}
 ORDER BY {order} FOR UPDATE OF t
 """
 _STILL = "DELETE FROM surefoot_moving AS m WHERE m.place NOT IN (SELECT s.surefoot_place FROM ({rows}) AS s)"

@@ -307,6 +307,24 @@ def test_other_types_and_expressions(plan: MigrationSet, app: Database) -> None:
     assert schema(app) == before
 
 
+@pytest.mark.parametrize(
+    ("to", "good", "bad"), [("varchar(3)", "abc", "abcd"), ("numeric(4,1)", "12.34", "123456"), ("integer", "7", "x")]
+)
+def test_value_that_is_too_long_or_too_large_is_unfit(
+    to: str, good: str, bad: str, plan: MigrationSet, app: Database
+) -> None:
+    app.query("CREATE TABLE app.w (id integer PRIMARY KEY, v text)")
+    app.query("INSERT INTO app.w VALUES (1, %s), (2, %s), (3, NULL)", (good, bad))
+    step = {"table": "app.w", "column": "v", "to": to, "key": "id"}
+    plan.add("001", steps=[{"change_type": step}])
+    assert fails(VerificationFailed, plan, app).details["rows"][0]["key"] == [2]
+    plan.add("001", steps=[{"change_type": {**step, "on_invalid": "quarantine"}}])
+    run(plan, app)
+    assert [row[0] for row in app.query("SELECT id FROM app.w ORDER BY 1")] == [1, 3]
+    run(plan, app, state="rolled_back", to="001")
+    assert app.query("SELECT * FROM app.w ORDER BY 1") == [(1, good), (2, bad), (3, None)]
+
+
 def test_rehearsal_proves_the_way_back_and_traces_the_locks(plan: MigrationSet, app: Database) -> None:
     app.query(DIRTY)
     plan.add("001", steps=[change(on_invalid="quarantine")])
