@@ -23,8 +23,8 @@ import time
 import typing as t
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-import conftest  # noqa: E402, F401  (links the checkout as the collection)
+sys.path.insert(0, str(ROOT / "build" / "tree"))
+
 from ansible_collections.surefoot.dbops.tests.support.pgbouncer import PROGRAM, Bouncer, running_bouncer  # noqa: E402
 from ansible_collections.surefoot.dbops.tests.support.pgserver import running_server, temporary_database  # noqa: E402
 

@@ -68,7 +68,7 @@ def test_every_query_whose_answer_holds_values_is_known_as_that() -> None:
     holding = {
         name
         for name, text in QUERIES.items()
-        for field in graphql.parse(text).definitions[0].selection_set.selections  # type: ignore[attr-defined]
+        for field in graphql.parse(text).definitions[0].selection_set.selections
         if field.name.value.startswith("variables")
     }
     assert holding == set(_SECRET_ANSWERS)
@@ -83,18 +83,17 @@ def test_the_part_is_a_part_of_railways_schema(real_schema: graphql.GraphQLSchem
         assert type(real) is type(kind), name
         if isinstance(kind, graphql.GraphQLObjectType):
             for field, own in kind.fields.items():
-                theirs = real.fields[field]  # type: ignore[attr-defined]
+                theirs = real.fields[field]
                 assert str(theirs.type) == str(own.type), f"{name}.{field}"
                 for argument, value in own.args.items():
                     assert str(theirs.args[argument].type) == str(value.type), f"{name}.{field}({argument})"
         elif isinstance(kind, graphql.GraphQLInputObjectType):
             assert {key: str(value.type) for key, value in kind.fields.items()} == {
-                key: str(value.type)
-                for key, value in real.fields.items()  # type: ignore[attr-defined]
+                key: str(value.type) for key, value in real.fields.items()
             }, name
         elif isinstance(kind, graphql.GraphQLEnumType):
-            assert set(kind.values) == set(real.values), name  # type: ignore[attr-defined]
+            assert set(kind.values) == set(real.values), name
 
 
 def test_the_states_in_progress_are_states_of_railway(real_schema: graphql.GraphQLSchema) -> None:
-    assert set(IN_PROGRESS) <= set(real_schema.type_map["DeploymentStatus"].values)  # type: ignore[attr-defined]
+    assert set(IN_PROGRESS) <= set(real_schema.type_map["DeploymentStatus"].values)
