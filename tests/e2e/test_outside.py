@@ -209,6 +209,23 @@ def test_maintenance_that_is_due_stops_the_run_before_anything_else(pending: App
     assert outside.instance() == before
 
 
+@pytest.mark.parametrize("action", ["DescribeEvents", "DescribeDBLogFiles"])
+def test_an_api_that_does_not_answer_after_the_apply_undoes_nothing(
+    pending: App, outside: Outside, action: str
+) -> None:
+    refusal = (403, "AccessDenied", "not allowed")
+    if action == "DescribeDBLogFiles":
+        outside.aws.refused[action] = refusal
+    else:  # the look before GO still gets its answer
+        outside.aws.refusals[action] = [None, *[refusal] * 20]
+    outcome = migrate(pending, outside)
+    assert pending.applied() == ["001_names"]
+    assert "1 migration applied" in outcome.summary(), outcome.output
+    assert pending.last_run()["outcome"] == "succeeded"
+    assert ("rds.no_failover" in outcome.summary()) == (action == "DescribeEvents")
+    assert "Not signed off" in outcome.summary()
+
+
 def test_check_mode_looks_and_writes_nothing(pending: App, outside: Outside) -> None:
     outcome = migrate(pending, outside, "--check")
     assert outcome.returncode == 0, outcome.output

@@ -67,7 +67,7 @@ class Shim(http.server.ThreadingHTTPServer):
         self.snapshots: dict[str, Making] = {}
         self.throttled: collections.Counter[str] = collections.Counter()
         self.refused: dict[str, tuple[int, str, str]] = {}  # action: status, code, text
-        self.refusals: dict[str, list[tuple[int, str, str]]] = {}  # of successive calls
+        self.refusals: dict[str, list[tuple[int, str, str] | None]] = {}  # of successive calls; None answers
         self.events: list[dict[str, t.Any]] | None = None
         self.log_files: dict[str, pathlib.Path] = {}
         self.portion = 4096
@@ -76,6 +76,11 @@ class Shim(http.server.ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def refusal(self, action: str) -> tuple[int, str, str] | None:
+        """What the next call of this action is refused with."""
+        following = self.refusals.get(action)
+        return following.pop(0) if following else self.refused.get(action)
 
     def actions(self, *names: str) -> list[str]:
         """The calls there were, in order; those of these names, if any are given."""
@@ -114,10 +119,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.throttled[action] > 0:
             self.server.throttled[action] -= 1
             self._error(400, "Throttling", "Rate exceeded")
-        elif self.server.refusals.get(action):
-            self._error(*self.server.refusals[action].pop(0))
-        elif action in self.server.refused:
-            self._error(*self.server.refused[action])
+        elif refusal := self.server.refusal(action):
+            self._error(*refusal)
         else:
             behaviour = getattr(self, "on_" + action, None)
             if behaviour is None:
