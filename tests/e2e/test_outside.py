@@ -17,7 +17,12 @@ import pytest
 
 from ansible_collections.surefoot.dbops.tests.support import railway_server as railway
 from ansible_collections.surefoot.dbops.tests.support.fake_mongodb import fake_mongodb
-from ansible_collections.surefoot.dbops.tests.support.pgbouncer import ADMIN, PASSWORDS, PROGRAM, running_bouncer
+from ansible_collections.surefoot.dbops.tests.support.pgbouncer import (
+    ADMIN,
+    PASSWORDS,
+    PROGRAM,
+    running_bouncer,
+)
 from ansible_collections.surefoot.dbops.tests.support.rds_shim import (
     ACCESS_KEY,
     REGION,
@@ -280,3 +285,16 @@ def test_the_clients_of_a_pooler_are_held_while_migrations_run(pending: App, bro
     found = {name: item["verdict"] for name, item in pending.evidence().items() if name.startswith("pgbouncer.")}
     assert found["pgbouncer.paused"] == found["pgbouncer.resumed"] == "pass"
     assert broken or found["pgbouncer.reconnected"] == "pass"
+
+
+def test_a_pooler_that_refuses_fails_the_run_after_the_checks(pending: App) -> None:
+    (entry,) = pending.migrations
+    entry["verify"] = [{"name": "there", "query": "SELECT count(name) FROM public.accounts", "expect": {"scalar": 0}}]
+    pending.migration("002_more", "SELECT 1;", "SELECT 1;")  # writes the plan anew
+    console = {"login_host": "127.0.0.1", "login_port": 1, "login_user": "admin", "database": "app"}
+    outcome = pending.migrate(surefoot_pgbouncer=console)
+    assert outcome.returncode != 0, outcome.output
+    assert pending.applied() == ["001_names", "002_more"]
+    run = pending.last_run()
+    assert run["checks"]["run"] == 1
+    assert "Connection refused" in outcome.errors[-1]
