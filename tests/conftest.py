@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+import hypothesis
 import pytest
 
 from ansible_collections.surefoot.dbops.tests.support.pgserver import (
@@ -15,6 +16,11 @@ from ansible_collections.surefoot.dbops.tests.support.pgserver import (
     running_server,
     temporary_database,
 )
+
+
+# No timing asserts: these machines are noisy.
+hypothesis.settings.register_profile("surefoot", hypothesis.settings(hypothesis.settings.default, deadline=None))
+hypothesis.settings.load_profile("surefoot")
 
 
 @pytest.fixture(scope="session")
