@@ -17,7 +17,6 @@ from ansible_collections.surefoot.dbops.tests.support.pgserver import (
     temporary_database,
 )
 
-
 # No timing asserts: these machines are noisy.
 hypothesis.settings.register_profile("surefoot", hypothesis.settings(hypothesis.settings.default, deadline=None))
 hypothesis.settings.load_profile("surefoot")
