@@ -68,10 +68,13 @@ def snapshot_request(params: t.Mapping[str, t.Any], *, check_mode: bool) -> Snap
 class Snapshot:
     """One snapshot of one instance."""
 
-    def __init__(self, api: Api, instance: str, request: SnapshotRequest) -> None:
+    def __init__(
+        self, api: Api, instance: str, request: SnapshotRequest, say: t.Callable[[str], None] | None = None
+    ) -> None:
         self._api = api
         self._name = instance
         self._request = request
+        self._say = say
         self._progress: list[dict[str, t.Any]] = []
 
     def run(self) -> dict[str, t.Any]:
@@ -192,6 +195,11 @@ class Snapshot:
         # Only what is new: hours of waiting do not make a long list.
         if last is None or (last["status"], last["percent"]) != (entry["status"], entry["percent"]):
             self._progress.append(entry)
+            if self._say is not None:
+                percent = "" if entry["percent"] is None else f", {entry['percent']}%"
+                self._say(
+                    f"{self._request.identifier}: {entry['status']}{percent}, after {human_duration(round(seconds, 1))}"
+                )
             del self._progress[1 : max(1, len(self._progress) - _MAX_PROGRESS)]
 
     def _age(self, found: t.Mapping[str, t.Any]) -> float | None:

@@ -163,7 +163,9 @@ snapshot:
       type: int
       sample: 100
 progress:
-  description: What was seen while waiting, up to 100 entries. Ansible shows it when the task is over.
+  description:
+    - What was seen while waiting, up to 100 entries.
+    - Where the task runs on the controller, each is shown as a line when it is seen.
   returned: always
   type: list
   elements: dict
@@ -217,7 +219,7 @@ def run(module: Invocation) -> dict[str, t.Any]:
     request = snapshot_request(params, check_mode=module.check_mode)
     identifier = check_identifier(params["db_instance_identifier"], "db_instance_identifier", 63)
     api = AwsOptions.from_params(params).client("rds")
-    work = Snapshot(api, identifier, request)
+    work = Snapshot(api, identifier, request, module.say)
     return finished(lambda: run_interruptible(work.run, api.stop), None if module.check_mode else params["run_dir"])
 
 

@@ -40,6 +40,9 @@ def test_a_snapshot_is_made_waited_for_and_confirmed(rds: Shim, tmp_path: pathli
     results = snapshot(rds, run_dir=str(tmp_path), tags={"purpose": "migration 006"})
     assert results["changed"] and results["snapshot"]["status"] == "available" and verdicts(results) == PASSED
     assert [item["percent"] for item in results["progress"]] == [0, 40, 90, 100]
+    # Shown while it waits, one line each.
+    shown = [line.partition(", after ")[0] for line in results["said"]]
+    assert shown == [f"{NAME}: creating, {n}%" for n in (0, 40, 90)] + [f"{NAME}: available, 100%"]
     assert results["snapshot"]["dbi_resource_id"] == results["dbi_resource_id"]
     assert results["snapshot"]["encrypted"] is True and results["snapshot"]["age_seconds"] < 600
     lines = (tmp_path / "evidence.jsonl").read_text(encoding="utf-8").splitlines()

@@ -31,9 +31,10 @@ def perform(
     )
     if validation.error_messages:
         return {"failed": True, "msg": "; ".join(validation.error_messages), "error": {"code": "options"}}
-    invocation = Invocation(validation.validated_parameters, check_mode, True, name=module.__name__)
+    said: list[str] = []
+    invocation = Invocation(validation.validated_parameters, check_mode, True, name=module.__name__, say=said.append)
     results = invocation.perform(module.run)
-    results["warnings"] = list(invocation.warnings)
+    results["warnings"], results["said"] = list(invocation.warnings), said
     return results
 
 
