@@ -46,10 +46,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._stores import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # the edge reports the missing package
-    psycopg2 = None  # type: ignore[assignment]
 
 OK, AUTH_FAILED, UNREACHABLE, TIMEOUT = "ok", "auth_failed", "unreachable", "timeout"
 TLS_ERROR, BAD_URL = "tls_error", "bad_url"

@@ -12,6 +12,7 @@ statement that uses it runs where the server logs no DETAIL of its failure (see 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import typing as t
@@ -39,10 +40,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._registry import (
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded_row, load
 from ansible_collections.surefoot.dbops.plugins.module_utils._stores import Store, parse_store_url
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # the edge reports the missing package
-    psycopg2 = None  # type: ignore[assignment]
 
 PRESENT, ABSENT, ROTATED = "present", "absent", "rotated"
 ENCRYPTED, DECRYPTION = "registration.encrypted", "registration.decryption"

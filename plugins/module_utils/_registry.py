@@ -13,6 +13,7 @@ is sealed here with AES-256-GCM, and the server never sees the key. No URL and n
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import hmac
@@ -37,10 +38,8 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._stores import missing_package
 
-try:
+with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
-except ImportError:  # the edge reports the missing package
-    psycopg2 = None  # type: ignore[assignment]
 
 if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
