@@ -27,6 +27,7 @@ pytest_plugins = ["ansible_collections.surefoot.dbops.tests.support.rds_fixtures
 
 ORIGINAL = "sun:08:00-sun:09:00"
 OTHER = "wed:14:00-wed:15:00"
+HALF_A_DAY = datetime.timedelta(hours=12)
 
 
 def window(rds: Shim | None, value: str | None = None, **options: t.Any) -> dict[str, t.Any]:
@@ -46,10 +47,16 @@ def set_up(rds: Shim, **facts: str) -> None:
     rds.facts["platform-prod"] = {**rds.facts.get("platform-prod", {}), **facts}
 
 
+BACKUPS = [datetime.time(hour, 30) for hour in (5, 11, 17)]
+"""Three times a day that no window named in this file meets."""
+
+
 @pytest.fixture(autouse=True)
 def backup_far_away(rds: Shim) -> None:
-    """Twelve hours from now, so that windows around now never meet it."""
-    start = now() + datetime.timedelta(hours=12)
+    """At the one of the three times that is farthest from now, so that windows around now do not meet it either."""
+    today = now()
+    starts = [today.replace(hour=each.hour, minute=each.minute) for each in BACKUPS]
+    start = max(starts, key=lambda each: abs((each - today + HALF_A_DAY) % (2 * HALF_A_DAY) - HALF_A_DAY))
     set_up(rds, PreferredBackupWindow=f"{start:%H:%M}-{start + datetime.timedelta(minutes=30):%H:%M}")
 
 
