@@ -8,25 +8,26 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import io
 import json
+import re
 import time
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import worker_lock
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Context
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import LockBusy, OutcomeUnknown, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import OutcomeUnknown, PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Progress
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Limits, Migration
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded_row, render, secret_names
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import load as load_secrets
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
+from ansible_collections.surefoot.dbops.plugins.module_utils._throttle import Brake
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost, Worker
+from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
@@ -44,31 +45,9 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
 FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND
 a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
 """
-# Positions, not replay_lag: that is NULL for a replica that has stopped replaying. Without pg_monitor the positions of
-# others are NULL and nothing is waited for; the preflight sees to that right.
-_POSITIONS = """
-SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
-       (SELECT min(replay_lsn - '0/0'::pg_lsn)::bigint FROM pg_catalog.pg_stat_replication)
-"""
-_LAG_POLL = 0.5
 _SAY_EVERY = 5.0  # seconds
-
-
-class ReplicaLag:
-    """How far the slowest replica is behind what this backfill wrote, in seconds."""
-
-    def __init__(self) -> None:
-        self._written: collections.deque[tuple[int, float]] = collections.deque()
-
-    def measure(self, worker: Worker) -> float:
-        """Age of the oldest of our positions that some replica has not replayed; 0 when all have."""
-        now, replayed = worker.fetch(_POSITIONS)[0]
-        while self._written and (replayed is None or self._written[0][0] <= replayed):
-            self._written.popleft()
-        lag = time.monotonic() - self._written[0][1] if self._written else 0.0
-        if not self._written or self._written[-1][0] < now:
-            self._written.append((now, time.monotonic()))
-        return lag
+# What the conversion of a value raises when it does not like it: see _steps.BackfillStep.
+_REFUSED = re.compile("22...|23502|23514|P0001")
 
 
 class Pace:
@@ -114,40 +93,37 @@ class BackfillSql:
         values = ", ".join(f"{quote_literal(value, connection)}::{kind}" for value, kind in zip(position, self.types))
         return f"({keys}) {operator} ({values})"
 
-    def window(self, connection: Connection, position: t.Sequence[str] | None) -> str:
-        """The query for the next batch: (number of its rows, its last key as text array or NULL).
+    def end(self, connection: Connection, position: t.Sequence[str] | None) -> str:
+        """The query for the last key of the next batch, as text array; no row when fewer rows than a batch are left.
 
         The batch is cut by the key alone. With ``where`` before the limit, the server guesses how rare such rows are;
         of a column that was just added it guesses wrong, and would read and sort the whole table for every batch.
         """
-        keys = [quote_identifier(name, connection) for name in self.keys]
-        columns = ", ".join(f"t.{key} AS key_{number}" for number, key in enumerate(keys))
-        order = ", ".join(f"t.{key}" for key in keys)
-        last = ", ".join(f"b.key_{number}::text" for number in range(len(keys)))
-        newest = ", ".join(f"b.key_{number} DESC" for number in range(len(keys)))
+        keys = ", ".join(f"t.{quote_identifier(name, connection)}" for name in self.keys)
+        last = ", ".join(f"t.{quote_identifier(name, connection)}::text" for name in self.keys)
         after = f" WHERE {self._after(connection, '>', position)}" if position is not None else ""
-        return (
-            f"WITH b AS MATERIALIZED (SELECT {columns} FROM {self.table} AS t{after} ORDER BY {order}"
-            f" LIMIT {int(self.step.batch)}) SELECT (SELECT pg_catalog.count(*) FROM b),"
-            f" (SELECT ARRAY[{last}] FROM b ORDER BY {newest} LIMIT 1)"
-        )
+        skipped = int(self.step.batch) - 1
+        return f"SELECT ARRAY[{last}] FROM {self.table} AS t{after} ORDER BY {keys} OFFSET {skipped} LIMIT 1"
 
-    def batch(self, connection: Connection, position: t.Sequence[str] | None, last: t.Sequence[str]) -> str:
-        """The statement that changes the rows up to a key; it returns how many.
+    def batch(
+        self,
+        connection: Connection,
+        position: t.Sequence[str] | None,
+        last: t.Sequence[str] | None,
+        assignments: t.Mapping[str, str],
+    ) -> str:
+        """The statement that changes the rows up to a key, or all that are left.
 
         Both ends of the batch are in its text, so that the server knows how few rows they are, and walks the index.
         """
         conditions = [self._after(connection, ">", position)] if position is not None else []
-        conditions.append(self._after(connection, "<=", last))
+        if last is not None:
+            conditions.append(self._after(connection, "<=", last))
         if self.step.where:
             conditions.append(f"({self.step.where})")
-        assignments = ", ".join(
-            f"{quote_identifier(column, connection)} = {sql}" for column, sql in self.step.set.items()
-        )
-        return (
-            f"WITH changed AS (UPDATE {self.table} AS t SET {assignments} WHERE {' AND '.join(conditions)} RETURNING 1)"
-            f" SELECT pg_catalog.count(*) FROM changed"
-        )
+        changes = ", ".join(f"{quote_identifier(name, connection)} = {sql}" for name, sql in assignments.items())
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return f"UPDATE {self.table} AS t SET {changes}{where}"
 
 
 def prepare_backfill(connection: Connection, step: BackfillStep) -> BackfillSql:
@@ -185,6 +161,7 @@ class Backfills:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._options = context.options
+        self._say = context.options.say
         self._action = context.action
         self._ledger = context.ledger
         self._worker = context.worker
@@ -210,17 +187,20 @@ class Backfills:
             rows = int(earlier.rows or 0) if earlier is not None else 0
             clock = time.monotonic()
             finished = False
-            lag = ReplicaLag()
-            pace = Pace(step.name, sql.estimated_rows if position is None else 0, self._options.say)
+            brake = Brake(step.name, step.location, step.throttle.or_else(self._options.throttle), worker, self._say)
+            pace = Pace(step.name, sql.estimated_rows if position is None else 0, self._say)
 
-            def attempt(_number: int) -> tuple[int, int, list[str] | None]:
+            def attempt(_number: int) -> tuple[int, list[str] | None]:
                 watch.begin(worker.pid, enforce=True)
                 try:
                     worker.execute(
                         f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
                         f" SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)}"
                     )
-                    read, changed, last = self._batch(sql, position, step)
+                    changed, last = self._batch(sql, position, step)
+                    if last is not None:
+                        # What a crash takes back, it takes back together with the position in the same transaction.
+                        worker.execute("SET LOCAL synchronous_commit = off")
                     worker.execute(
                         self._ledger.progress_sql(
                             worker.connection,
@@ -228,14 +208,14 @@ class Backfills:
                             self._action,
                             number,
                             WHOLE_STEP,
-                            "done" if read < step.batch else "cursor",
+                            "done" if last is None else "cursor",
                             digest,
                             rows=rows + changed,
                             position=last or position,
                         )
                     )
                     worker.commit()
-                    return read, changed, last
+                    return changed, last
                 except CommitLost:
                     raise OutcomeUnknown(
                         f"{migration.id}: the connection died at COMMIT of a batch",
@@ -249,42 +229,44 @@ class Backfills:
                     watch.end()
 
             while not finished:
-                self._await_replicas(lag, step, limits)
-                read, changed, last = self._context.with_retries(migration, limits, attempt)
+                brake.hold(limits.retry.deadline)
+                changed, last = self._context.with_retries(migration, limits, attempt)
                 rows, position = rows + changed, last or position
-                pace.went_through(read)
-                finished = read < step.batch
-                if not finished and step.pause:
-                    worker.sleep(step.pause)
-            self._journal.note(migration, step.name, step.location.line, f"BACKFILL {rows}", time.monotonic() - clock)
+                finished = last is None
+                pace.went_through(step.batch if last is not None else changed)
+                if not finished and step.throttle.pause:
+                    worker.sleep(step.throttle.pause)
+            tag = f"BACKFILL {rows}"
+            if brake.waited >= 1:
+                tag += f", held back {human_duration(brake.waited)}"
+            self._journal.note(migration, step.name, step.location.line, tag, time.monotonic() - clock)
 
-    def _await_replicas(self, lag: ReplicaLag, step: BackfillStep, limits: Limits) -> None:
-        """Wait while a replica lags by more than the step allows.
-
-        :raises LockBusy: it still does at the deadline
-        """
-        deadline = time.monotonic() + limits.retry.deadline
-        while step.max_lag is not None:
-            seconds = lag.measure(self._worker)
-            if seconds <= step.max_lag:
-                return
-            if time.monotonic() > deadline:
-                raise LockBusy(
-                    f"{step.name}: a replica lags by {human_duration(seconds)}, more than max_lag allows",
-                    remedy="Run again when it has caught up: the batches that are done stay done.",
-                    location=step.location,
-                )
-            self._worker.sleep(_LAG_POLL)
-
-    def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, int, t.Any]:
+    def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, t.Any]:
+        """How many rows were changed, and the last key that was gone through; None when no row is left."""
         worker = self._worker
-        read, last = worker.fetch(sql.window(worker.connection, position))[0]
-        if last is None:
-            return 0, 0, None
-        text = sql.batch(worker.connection, position, last)
+        found = worker.fetch(sql.end(worker.connection, position))
+        last = found[0][0] if found else None
+        text = sql.batch(worker.connection, position, last, step.set)
+        if step.otherwise is None:
+            return self._change(text, step), last
+        worker.execute("SAVEPOINT surefoot_batch")
+        try:
+            return self._change(text, step), last
+        except psycopg2.Error as exc:
+            if worker.lost or not _REFUSED.fullmatch(exc.pgcode or ""):
+                raise
+        worker.execute("ROLLBACK TO SAVEPOINT surefoot_batch")
+        return self._change(sql.batch(worker.connection, position, last, step.otherwise), step), last
+
+    def _change(self, text: str, step: BackfillStep) -> int:
+        """How many rows the statement changed."""
+        worker = self._worker
         statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
         names = secret_names(statement, self._options.secrets)
         if names:
+            # Only the row of a query can be had without the server logging the statement with its secrets.
+            text = f"WITH changed AS ({text} RETURNING 1) SELECT pg_catalog.count(*) FROM changed"
+            statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
             load_secrets(worker.connection, names, self._options.secrets)
         batch = render(
             statement,
@@ -292,9 +274,7 @@ class Backfills:
             secrets=self._options.secrets,
             connection=worker.connection,
         )
-        if names:
-            packed = worker.fetch(guarded_row(batch, worker.connection))[0][0]
-            changed = next(value for _name, value in json.loads(packed, object_pairs_hook=list))
-        else:
-            changed = worker.fetch(batch)[0][0]
-        return int(read), int(changed), last
+        if not names:
+            return worker.change(batch)
+        packed = worker.fetch(guarded_row(batch, worker.connection))[0][0]
+        return int(next(value for _name, value in json.loads(packed, object_pairs_hook=list)))

@@ -40,6 +40,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._operations import 
     shown,
     text_array,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import THROTTLE_KEYS
 from ansible_collections.surefoot.dbops.plugins.module_utils._steps import (
     ONLY,
     BackfillStep,
@@ -50,7 +51,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._steps import (
 
 CHANGE_KEYS = (
     "table", "column", "to", "key", "using", "back", "default", "not_null", "indexes", "references", "on_invalid",
-    "dependents", "batch", "pause", "max_lag",
+    "dependents", "batch", *THROTTLE_KEYS,
 )  # fmt: skip
 CONTRACT_KEYS = ("table", "column")
 INDEX_KEYS = ("name", "columns", "unique", "method", "include")
@@ -59,6 +60,7 @@ DEPENDENT_KEYS = ("table", "columns", "references")
 
 # Between the tags of a function's body; BODY of _operations is around the blocks.
 _TAG = "$surefoot_body$"
+_HEAD = f"LANGUAGE plpgsql STABLE STRICT AS {_TAG}\n#variable_conflict use_column\n"
 # What a conversion raises when it does not like a value.
 _INVALID = "data_exception OR raise_exception OR check_violation OR not_null_violation"
 _BATCH = 2000
@@ -109,6 +111,10 @@ class Change:
         return self.function("surefoot_convert_")
 
     @property
+    def assign(self) -> str:
+        return self.function("surefoot_assign_")
+
+    @property
     def why(self) -> str:
         return self.function("surefoot_why_not_")
 
@@ -125,11 +131,22 @@ class Change:
 
     # -- functions
 
+    @property
+    def _parameter(self) -> str:
+        return f"{quoted(self.column)} {self.type_of(self.column)}"
+
+    def assignment(self) -> str:
+        """The function that converts one value or fails. The backfill's: an exception handler enters a subtransaction
+        for every row, which costs more than the conversion."""
+        return (
+            f"CREATE FUNCTION {self.assign}({self._parameter}) RETURNS {self.to} {_HEAD}"
+            f"DECLARE\n  result {self.to};\nBEGIN\n  result := {self.using};\n  RETURN result;\nEND\n{_TAG};\n"
+        )
+
     def conversions(self, convert: str, why: str, *, replace: bool = False) -> str:
         """The functions that convert one value, or say why it cannot be: NULL where it can."""
         create = f"CREATE {'OR REPLACE ' if replace else ''}FUNCTION"
-        parameter = f"{quoted(self.column)} {self.type_of(self.column)}"
-        head = f"LANGUAGE plpgsql STABLE STRICT AS {_TAG}\n#variable_conflict use_column\n"
+        parameter, head = self._parameter, _HEAD
         return (
             f"{create} {convert}({parameter}) RETURNS {self.to} {head}"
             # A variable, unlike a function's result, keeps to the length or scale of its type.
@@ -188,7 +205,7 @@ class Change:
 
     def drop_functions(self) -> str:
         """Without their parameters: the type of one of them has changed by then."""
-        return f"DROP FUNCTION IF EXISTS {self.convert}, {self.why}, {self.sync};\n"
+        return f"DROP FUNCTION IF EXISTS {self.assign}, {self.convert}, {self.why}, {self.sync};\n"
 
     # -- the states of the catalog
 
@@ -292,8 +309,9 @@ class Change:
     def prepare(self) -> str:
         """Everything that is beside the old column from now on; what locks the table comes last."""
         return (
-            f"{self.precheck()}{self.conversions(self.convert, self.why)}{self.forward(strict=False)}"
-            f"REVOKE ALL ON FUNCTION {self.convert}, {self.why}, {self.sync} FROM PUBLIC;\n"
+            f"{self.precheck()}{self.assignment()}{self.conversions(self.convert, self.why)}"
+            f"{self.forward(strict=False)}"
+            f"REVOKE ALL ON FUNCTION {self.assign}, {self.convert}, {self.why}, {self.sync} FROM PUBLIC;\n"
             # An expression that cannot work at all fails here, and not at the first row.
             f"SELECT pg_catalog.count({self.why}({quoted(self.column)})) FROM (SELECT {quoted(self.column)}"
             f" FROM {self.target} WHERE {quoted(self.column)} IS NOT NULL LIMIT 1) AS one;\n"
@@ -540,11 +558,11 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
             name=f"{entry.name}: backfill",
             table=change.table,
             key=change.key,
-            set={change.new: f"{change.convert}({quoted(change.column)})"},
+            set={change.new: f"{change.assign}({quoted(change.column)})"},
+            otherwise={change.new: f"{change.convert}({quoted(change.column)})"},
             where=f"{quoted(change.new)} IS NULL AND {quoted(change.column)} IS NOT NULL",
             batch=batch,
-            pause=yml.duration(fields["pause"], "pause", positive=False) if "pause" in fields else 0.0,
-            max_lag=yml.duration(fields["max_lag"], "max_lag") if "max_lag" in fields else None,
+            throttle=yml.throttle(fields),
             location=entry.location,
         )
     )

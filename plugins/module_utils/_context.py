@@ -39,6 +39,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._script import (
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded, render
 from ansible_collections.surefoot.dbops.plugins.module_utils._selection import Step, inspect_step
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import Statement
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import Throttle
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
 from ansible_collections.surefoot.dbops.plugins.module_utils._watch import LockWatch, runner_lock_lost
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import DRAIN_PREFIX, Worker, open_session
@@ -108,6 +109,8 @@ class RunOptions:
     trace: Trace = Trace()
     # Under the runner lock, before anything is written, with the migrations to do: raises to refuse them.
     before_apply: t.Callable[[Connection, t.Sequence[Migration]], None] | None = None
+    # What a backfill leaves to others, where the plan says nothing.
+    throttle: Throttle = Throttle()
     # Shows a line while the run lasts.
     say: t.Callable[[str], None] | None = None
     # Around the work, with a function that stops it for the reason given: sampling of limits.

@@ -32,7 +32,12 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._operations import 
     create_index,
     set_not_null,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import YAML_ERROR, PlanYaml, is_scalar
+from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import (
+    THROTTLE_KEYS,
+    YAML_ERROR,
+    PlanYaml,
+    is_scalar,
+)
 from ansible_collections.surefoot.dbops.plugins.module_utils._steps import BackfillStep, SqlStep, Step, split_qualified
 
 PLAN_FILES = ("plan.yml", "plan.yaml")
@@ -328,7 +333,7 @@ OPERATIONS: dict[str, t.Callable[[Entry, t.Any], Operation]] = {
     "contract_type": contract_type,
 }
 _STEP_KINDS = ("sql", "backfill", *OPERATIONS)
-_BACKFILL_KEYS = ("table", "key", "set", "where", "batch", "pause", "max_lag")
+_BACKFILL_KEYS = ("table", "key", "set", "where", "batch", *THROTTLE_KEYS)
 _RISK_KEYS = ("level", "probability", "impact", "mitigation", "owner")
 
 
@@ -712,8 +717,7 @@ class _PlanReader:
             set=assignments,
             where=yml.text(fields["where"], "where") if "where" in fields else None,
             batch=yml.integer(fields["batch"], "batch", 1) if "batch" in fields else 1000,
-            pause=yml.duration(fields["pause"], "pause", positive=False) if "pause" in fields else 0.0,
-            max_lag=yml.duration(fields["max_lag"], "max_lag") if "max_lag" in fields else None,
+            throttle=yml.throttle(fields),
             location=yml.at(place),
         )
 

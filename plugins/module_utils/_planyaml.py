@@ -8,13 +8,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import nearest
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._steps import NAME, identifier, split_qualified
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import NAME, Throttle, identifier, split_qualified
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import (
+    parse_count,
+    parse_duration,
+    parse_percentage,
+    parse_rate,
+)
 
 try:
     import yaml
@@ -33,6 +39,13 @@ _STR, _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("st
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 _TEXT_TAGS = (_STR, _INT, _FLOAT, _TIMESTAMP, _BOOL)
 _TRUE = ("true", "yes", "on")
+_LIMITS: dict[str, t.Callable[[str], float]] = {
+    "max_lag": parse_duration,
+    "max_wal_rate": parse_rate,
+    "max_waiters": parse_count,
+    "max_connections_used": parse_percentage,
+}
+THROTTLE_KEYS = ("pause", *_LIMITS)
 
 
 def is_scalar(node: t.Any) -> bool:
@@ -205,6 +218,24 @@ class PlanYaml:
             remedy = "Every wait has a limit here, such as 30s."
             raise PlanError(f"{what} is 0", location=self.at(node), remedy=remedy)
         return seconds
+
+    def throttle(self, fields: t.Mapping[str, t.Any]) -> Throttle:
+        """Of the keys ``THROTTLE_KEYS``: what a backfill leaves to others.
+
+        :raises PlanError: a value that cannot be
+        """
+        values: dict[str, float] = {}
+        if "pause" in fields:
+            values["pause"] = self.duration(fields["pause"], "pause", positive=False)
+        for name, read in _LIMITS.items():
+            if name not in fields:
+                continue
+            text = self.text(fields[name], name)
+            try:
+                values[name] = math.inf if text.lower() == "none" else read(text)
+            except PlanError as exc:
+                raise PlanError(f"{name}: {exc.message}", remedy=exc.remedy, location=self.at(fields[name])) from None
+        return Throttle(**values)
 
     def choice(self, node: t.Any, what: str, choices: t.Sequence[str]) -> str:
         """:raises PlanError: none of the choices"""

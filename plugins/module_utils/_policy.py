@@ -18,7 +18,7 @@ import re
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, parse_duration, parse_size
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, parse_duration, parse_rate
 
 DEMANDS = ("required", "optional", "never")
 CRITERION_CHOICES = ("required", "optional")
@@ -74,17 +74,6 @@ def policy_hash(policy: t.Mapping[str, t.Any]) -> str:
 def percent(text: t.Any) -> float:
     """The number of a resolved percentage such as ``90%``."""
     return float(str(text).rstrip("%"))
-
-
-def parse_rate(text: t.Any) -> int:
-    """Bytes per minute of a rate such as ``1GB/min``.
-
-    :raises PlanError: not a rate
-    """
-    size, slash, unit = str(text).partition("/")
-    if isinstance(text, str) and slash and unit.strip() == "min":
-        return parse_size(size)
-    raise PlanError(f"{text!r} is not a rate", remedy="Write a size per min, such as 1GB/min.")
 
 
 # --- the window ------------------------------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ class Selection:
 
 def _definition(step: Step) -> bytes:
     body = dataclasses.asdict(step)
-    body.pop("location", None)
-    body.pop("undoes", None)
+    # Nor does its pace change what a step does: whoever must slow a backfill down in the middle can.
+    for name in ("location", "undoes", "batch", "throttle"):
+        body.pop(name, None)
     return json.dumps(body, sort_keys=True, default=str).encode()
 
 

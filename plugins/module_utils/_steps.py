@@ -59,12 +59,36 @@ class SqlStep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Throttle:
+    """What a backfill leaves to others: ``pause`` between batches, and limits above which the next batch waits.
+
+    ``pause`` and ``max_lag`` in seconds, ``max_wal_rate`` in bytes a minute of the whole server, ``max_waiters`` in
+    sessions that wait for a lock, ``max_connections_used`` in percent. None: nothing is said; infinity: no limit.
+    """
+
+    pause: float = 0.0
+    max_lag: float | None = None
+    max_wal_rate: float | None = None
+    max_waiters: float | None = None
+    max_connections_used: float | None = None
+
+    def limits(self) -> tuple[float | None, ...]:
+        """All but the pause."""
+        return self.max_lag, self.max_wal_rate, self.max_waiters, self.max_connections_used
+
+    def or_else(self, other: Throttle) -> Throttle:
+        """This one, with the other's limits where it says nothing."""
+        mine = (value if value is not None else its for value, its in zip(self.limits(), other.limits()))
+        return Throttle(self.pause, *mine)
+
+
+@dataclasses.dataclass(frozen=True)
 class BackfillStep:
     """An UPDATE of a whole table in batches along a key.
 
     ``table`` is "schema.table" as SQL writes it. ``key`` and the names in ``set`` are the columns' real names, to be
-    quoted; the values of ``set`` and ``where`` are SQL expressions. ``pause`` between batches and ``max_lag`` (the
-    replication lag above which the next batch waits; None: not looked at) are in seconds.
+    quoted; the values of ``set`` and ``where`` are SQL expressions. ``otherwise`` is the ``set`` for a batch with a
+    value that the expressions of ``set`` refuse (SQLSTATE class 22, 23502, 23514 or P0001).
     """
 
     name: str
@@ -73,9 +97,9 @@ class BackfillStep:
     set: t.Mapping[str, str]
     where: str | None
     batch: int
-    pause: float
-    max_lag: float | None
+    throttle: Throttle
     location: Location
+    otherwise: t.Mapping[str, str] | None = None
     undoes: tuple[int, ...] | None = None
     transaction: t.ClassVar[bool] = False
 

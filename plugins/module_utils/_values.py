@@ -20,6 +20,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Plan
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _NUMBER_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_PERCENTAGE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%?\s*", re.ASCII)
 
 
 def parse_duration(value: object) -> float:
@@ -46,6 +47,38 @@ def parse_size(value: object) -> int:
     if match and match.group(2).upper() in _SIZE_UNITS:
         return round(float(match.group(1)) * _SIZE_UNITS[match.group(2).upper()])
     raise PlanError(f"{value!r} is not a size", remedy="Write a number with B, kB, MB, GB or TB, such as 1GB.")
+
+
+def parse_percentage(value: object) -> float:
+    """A number above 0 and up to 100, with or without ``%``.
+
+    :raises PlanError: not such a percentage
+    """
+    match = _PERCENTAGE.fullmatch(str(value))
+    if match and not isinstance(value, bool) and 0 < float(match.group(1)) <= 100:
+        return float(match.group(1))
+    raise PlanError(f"{value!r} is not a percentage", remedy="Give one above 0 and up to 100, such as 90%.")
+
+
+def parse_rate(value: object) -> int:
+    """Bytes per minute of a rate such as ``1GB/min``.
+
+    :raises PlanError: not a rate
+    """
+    size, slash, unit = str(value).partition("/")
+    if isinstance(value, str) and slash and unit.strip() == "min":
+        return parse_size(size)
+    raise PlanError(f"{value!r} is not a rate", remedy="Write a size per min, such as 1GB/min.")
+
+
+def parse_count(value: object, least: int = 0) -> int:
+    """A whole number of at least ``least``.
+
+    :raises PlanError: not one
+    """
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(str(value)) < least:
+        raise PlanError(f"{value!r} is not a number from {least} on", remedy="Give a whole number.")
+    return int(str(value))
 
 
 def milliseconds(seconds: float) -> int:

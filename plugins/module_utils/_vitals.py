@@ -35,10 +35,13 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._http import (
     tls_context,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._serverlog import Follower, NotReadable, locate, mark
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import Throttle
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import (
     human_duration,
     human_size,
+    parse_count,
     parse_duration,
+    parse_percentage,
     parse_size,
 )
 
@@ -100,16 +103,22 @@ class Limits:
             raise PlanError("watch.interval is not between 50ms and 60s", remedy="Give 1s.")
         return limits
 
+    def throttle(self) -> Throttle:
+        """What keeps a backfill below the limits that would stop the run: four fifths of each."""
+        return Throttle(
+            max_lag=_share(self.replica_lag_max),
+            max_wal_rate=_share(self.wal_rate_max),
+            max_waiters=_share(self.max_waiters),
+            max_connections_used=_share(self.max_connections_used),
+        )
+
+
+def _share(limit: float | None) -> float | None:
+    return None if limit is None else limit * 0.8
+
 
 def _no_limit_or(read: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
     return lambda value: None if str(value).strip().lower() == "none" else read(value)
-
-
-def _percentage(value: t.Any) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", str(value))
-    if not found or not 0 < float(found[1]) <= 100:
-        raise PlanError(f"{value!r} is not a percentage", remedy="Give one above 0 and up to 100, such as 90%.")
-    return float(found[1])
 
 
 def _rate(value: t.Any) -> int:
@@ -117,12 +126,7 @@ def _rate(value: t.Any) -> int:
 
 
 def _count(least: int) -> t.Callable[[t.Any], int]:
-    def read(value: t.Any) -> int:
-        if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
-            raise PlanError(f"{value!r} is not a number from {least} on", remedy="Give a whole number.")
-        return int(value)
-
-    return read
+    return lambda value: parse_count(value, least)
 
 
 def _tables(value: t.Any) -> tuple[str, ...]:
@@ -140,7 +144,7 @@ def _endpoints(value: t.Any) -> tuple[Endpoint, ...]:
 _READ: dict[str, t.Callable[[t.Any], t.Any]] = {
     "interval": parse_duration,
     "samples": _count(1),
-    "max_connections_used": _no_limit_or(_percentage),
+    "max_connections_used": _no_limit_or(parse_percentage),
     "wal_rate_max": _no_limit_or(_rate),
     "max_waiters": _no_limit_or(_count(0)),
     "max_wait": _no_limit_or(parse_duration),
@@ -630,7 +634,7 @@ class Vitals:
         worker_key: int,
         run_dir: str | None = None,
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._run_dir = run_dir
         self._server = _Server(target, f"watch {run_id}", worker_key, limits)
         self._stopped = threading.Event()
@@ -664,7 +668,7 @@ class Vitals:
                 self._server.close()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._limits.interval):
+        while not self._stopped.wait(self.limits.interval):
             self._sample()
 
     def _sample(self) -> None:
@@ -690,7 +694,7 @@ class Vitals:
             if value is not _NOT_YET:
                 track.note(value, self._limit(sign), sign.floor)
             # Requests that failed are counted by the caller itself: its pace is the endpoint's.
-            patience = 1 if sign.key == "endpoint_failures" else self._limits.samples
+            patience = 1 if sign.key == "endpoint_failures" else self.limits.samples
             if track.over >= patience and not track.tripped:
                 track.tripped = True
                 self._trip(sign, t.cast(float, value))
@@ -701,18 +705,18 @@ class Vitals:
             return _Unseen("no endpoint was given", nothing=True)
         if not all(caller.requests for caller in self._callers):
             return _NOT_YET
-        return sum(caller.longest_run_of_failures >= self._limits.samples for caller in self._callers)
+        return sum(caller.longest_run_of_failures >= self.limits.samples for caller in self._callers)
 
     def _limit(self, sign: Sign) -> float | None:
         if sign.key == "endpoint_failures":
             return 0
-        limit: float | None = getattr(self._limits, sign.limit)
+        limit: float | None = getattr(self.limits, sign.limit)
         return limit
 
     def _required(self, sign: Sign) -> str:
         limit = self._limit(sign)
         if sign.key == "endpoint_failures":
-            return f"none failing {self._limits.samples} times in a row"
+            return f"none failing {self.limits.samples} times in a row"
         if limit is None:
             return "no limit"
         return f"{'at least' if sign.floor else 'at most'} {sign.show(limit)}"
@@ -722,8 +726,8 @@ class Vitals:
         what = f"{sign.what}: {sign.show(value)}, required {self._required(sign)}"
         if sign.key == "endpoint_failures" and failing:
             what = f"{failing[0]['endpoint']}: {failing[0]['last_reason']} ({failing[0]['failures_in_a_row']} times)"
-        elif self._limits.samples > 1:
-            what += f", {self._limits.samples} samples in a row"
+        elif self.limits.samples > 1:
+            what += f", {self.limits.samples} samples in a row"
         error = SurefootError(
             f"the watch stopped the run: {what}",
             remedy=sign.remedy,
@@ -764,12 +768,12 @@ class Vitals:
         records = []
         for criterion in dict.fromkeys(sign.criterion for sign in SIGNS):
             signs = [sign for sign in SIGNS if sign.criterion == criterion]
-            verdicts = [self._tracks[sign.key].verdict(self._limit(sign), self._limits.samples) for sign in signs]
+            verdicts = [self._tracks[sign.key].verdict(self._limit(sign), self.limits.samples) for sign in signs]
             measured = {sign.key: self._measured(sign) for sign in signs}
             details: dict[str, t.Any] = {
                 "samples": self.taken,
-                "interval_seconds": self._limits.interval,
-                "samples_in_a_row_to_stop": self._limits.samples,
+                "interval_seconds": self.limits.interval,
+                "samples_in_a_row_to_stop": self.limits.samples,
                 "samples_over": max(self._tracks[sign.key].over_total for sign in signs),
                 "samples_missed_in_a_row": max(self._tracks[sign.key].longest_gap for sign in signs),
             }

@@ -152,6 +152,10 @@ class Worker:
         cursor = self._do(text)
         return list(cursor.fetchall()) if cursor.description else []
 
+    def change(self, text: str) -> int:
+        """Send this UPDATE; the number of rows it changed."""
+        return int(self._do(text).rowcount)
+
     def _do(self, text: str) -> t.Any:
         # Written out, as thousands of short statements go through here: a context manager costs as much as sending.
         if self._stop is not None:

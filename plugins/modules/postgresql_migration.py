@@ -443,6 +443,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._module import (
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Plan, load_plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import resolve_policy
 from ansible_collections.surefoot.dbops.plugins.module_utils._runner import Runner, RunOptions
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import Throttle
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_duration
 from ansible_collections.surefoot.dbops.plugins.module_utils._vitals import Limits, Vitals, run_watched
 
@@ -479,6 +480,7 @@ def run(module: Invocation) -> dict[str, t.Any]:
         show_text=module.diff,
         before_apply=_check_of_go(module, plan),
         guard=vitals.guard if vitals is not None else None,
+        throttle=vitals.limits.throttle() if vitals is not None else Throttle(),
         say=module.say,
     )
     return run_watched(vitals, Runner(plan, connection, options).run, params["run_dir"])

@@ -71,6 +71,7 @@ class Outcome:
     writes: list[float]
     failed: int
     blockers: int
+    slowest: list[tuple[float, float]]
 
 
 class Clients:
@@ -90,17 +91,21 @@ class Clients:
             text=True,
         )
 
-    def stop(self) -> tuple[list[float], list[float], int]:
-        """Latencies in milliseconds of reads and of writes, and the number of failures."""
+    def stop(self, began: float) -> tuple[list[float], list[float], int, list[tuple[float, float]]]:
+        """Latencies in milliseconds of reads and of writes, the number of failures, and the five slowest transactions
+        as (seconds since ``began``, milliseconds)."""
         self.process.terminate()
         output, _nothing = self.process.communicate(timeout=60)
         found: tuple[list[float], list[float]] = ([], [])
+        ends = []
         for path in self.directory.glob("pgbench_log.*"):
             for line in path.read_text().splitlines():
                 fields = line.split()
-                if len(fields) >= 4 and fields[2].isdigit():
+                if len(fields) >= 7 and fields[2].isdigit():
                     found[int(fields[3])].append(int(fields[2]) / 1000)
-        return found[0], found[1], len(re.findall(r"(?i)\berror\b|aborted", output))
+                    ends.append((int(fields[2]) / 1000, int(fields[4]) + int(fields[5]) / 1e6 - began))
+        slowest = [(at, latency) for latency, at in sorted(ends, reverse=True)[:5]]
+        return found[0], found[1], len(re.findall(r"(?i)\berror\b|aborted", output)), slowest
 
 
 def naive(database: Database) -> None:
@@ -197,7 +202,7 @@ def measure(way: str, server: PgServer, options: argparse.Namespace) -> Outcome:
         (directory / "clients").mkdir()
         clients = Clients(server, database, directory / "clients", options.rows, options.rate)
         time.sleep(2)
-        began = time.monotonic()
+        began, clock = time.monotonic(), time.time()
         try:
             if way == "control":
                 time.sleep(options.control_seconds)
@@ -210,10 +215,10 @@ def measure(way: str, server: PgServer, options: argparse.Namespace) -> Outcome:
         finally:
             seconds = time.monotonic() - began
             time.sleep(1)
-            reads, writes, failed = clients.stop()
+            reads, writes, failed, slowest = clients.stop(clock)
         # A line names who waits, and in its detail who holds the lock.
         blockers = len(re.findall(r"still waiting for|acquired .* after", server.log_text()[logged:]))
-        return Outcome(seconds, reads, writes, failed, blockers)
+        return Outcome(seconds, reads, writes, failed, blockers, slowest)
 
 
 def at(values: list[float], share: float) -> float:
@@ -244,6 +249,7 @@ def main() -> None:
                 f" {found.failed} failed, {found.blockers} lock waits of 250 ms logged",
                 flush=True,
             )
+            print("    slowest: " + ", ".join(f"{milli:.0f} ms at {second:.1f} s" for second, milli in found.slowest))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ import pytest
 from ansible_collections.surefoot.dbops.plugins.module_utils import _plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Location, PlanError, SqlTextError
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Plan, SqlStep, load_plan
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import Throttle
 
 SQL_FILES = ("a.sql", "b.sql", "c.sql", "a_back.sql", "b_back.sql", "check.sql")
 
@@ -82,6 +84,9 @@ migrations:
           batch: 500
           pause: 50ms
           max_lag: 5s
+          max_wal_rate: 500MB/min
+          max_waiters: 3
+          max_connections_used: none
 """
 
 
@@ -116,7 +121,7 @@ def test_every_key_of_a_plan_is_read(tmp_path: pathlib.Path) -> None:
     assert isinstance(fill, BackfillStep)
     assert fill.set == {"slug": "lower(name)", "Odd": "1"}
     assert (fill.relation, fill.key, fill.where) == (("platform", "projects"), ("id",), "slug IS NULL")
-    assert (fill.batch, fill.pause, fill.max_lag) == (500, 0.05, 5.0)
+    assert (fill.batch, fill.throttle) == (500, Throttle(0.05, 5.0, 500 * 2**20, 3, math.inf))
 
 
 def test_defaults_are_those_of_the_documentation(tmp_path: pathlib.Path) -> None:

@@ -16,13 +16,13 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Plan
 from ansible_collections.surefoot.dbops.plugins.module_utils._policy import (
     KEYS,
     ROLLBACK_MATRIX,
-    parse_rate,
     parse_time,
     percent,
     policy_hash,
     resolve_policy,
     window_at,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import parse_rate
 
 STRICTEST = {
     "backup": "required",
