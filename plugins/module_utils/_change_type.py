@@ -24,6 +24,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._operations import 
     ForeignKey,
     Index,
     Operation,
+    Retyped,
     block,
     columns_of,
     expression_of,
@@ -586,7 +587,8 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
     undo: list[Step] = [dataclasses.replace(entry.sql(change.undo(), part="undo"), undoes=(prepared,))]
     if moves:
         undo.append(dataclasses.replace(sweep("restore", "restore"), rows="", undoes=tuple(swept)))
-    return Operation(tuple(steps), tuple(undo), tuple(_checks(entry, change)))
+    retyped = Retyped(change.table, change.column, change.to)
+    return Operation(tuple(steps), tuple(undo), tuple(_checks(entry, change)), (retyped,))
 
 
 def _beside(key: str, change: Change) -> str:

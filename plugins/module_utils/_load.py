@@ -100,14 +100,24 @@ def measure(connection: Connection, request: LoadRequest) -> dict[str, t.Any]:
 # --- statements ------------------------------------------------------------------------------------------------------
 
 
+NOT_INSTALLED = "extension pg_stat_statements is not installed in this database"
+NOT_LOADED = "pg_stat_statements is not in shared_preload_libraries"
+
+
+def statements_view(cursor: t.Any) -> tuple[str, frozenset[str]] | None:
+    """Schema and columns of the view pg_stat_statements; None when the extension is not installed."""
+    cursor.execute(_VIEW)
+    row = cursor.fetchone()
+    return None if row is None else (row[0], frozenset(row[1]))
+
+
 def _statements(connection: Connection, request: LoadRequest) -> tuple[dict[str, t.Any] | None, str | None]:
     with connection.cursor() as cursor:
         try:
-            cursor.execute(_VIEW)
-            row = cursor.fetchone()
-            if row is None:
-                return None, "extension pg_stat_statements is not installed in this database"
-            schema, columns = row[0], set(row[1])
+            view = statements_view(cursor)
+            if view is None:
+                return None, NOT_INSTALLED
+            schema, columns = view
             total = next((name for name in ("total_exec_time", "total_time") if name in columns), None)
             if total is None:
                 return None, "this pg_stat_statements has no column of the time spent"
@@ -125,7 +135,7 @@ def _statements(connection: Connection, request: LoadRequest) -> tuple[dict[str,
             found = cursor.fetchall()
         except psycopg2.Error as exc:
             if exc.pgcode == "55000":  # object_not_in_prerequisite_state
-                return None, "pg_stat_statements is not in shared_preload_libraries"
+                return None, NOT_LOADED
             raise sql_error(exc, statement="SELECT FROM pg_stat_statements") from None
     return {str(id_): {"calls": calls, "total_ms": round(ms, 3), "rows": rows} for id_, calls, ms, rows in found}, None
 

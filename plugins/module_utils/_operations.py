@@ -56,6 +56,15 @@ _ORDERED = re.compile(r"(?is)(.*?)((?:\s+(?:asc|desc))?(?:\s+nulls\s+(?:first|la
 
 
 @dataclasses.dataclass(frozen=True)
+class Retyped:
+    """A column that gets another type: ``table`` as the plan writes it, ``column`` its real name."""
+
+    table: str
+    column: str
+    to: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Operation:
     """What one entry of ``steps`` stands for. ``undo`` is None when nothing says how to go back, empty when there is
     nothing to undo."""
@@ -63,6 +72,7 @@ class Operation:
     steps: tuple[Step, ...]
     undo: tuple[Step, ...] | None = None
     checks: tuple[Check, ...] = ()
+    retyped: tuple[Retyped, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

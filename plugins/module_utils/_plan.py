@@ -28,6 +28,7 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Envi
 from ansible_collections.surefoot.dbops.plugins.module_utils._operations import (
     Entry,
     Operation,
+    Retyped,
     add_foreign_key,
     create_index,
     set_not_null,
@@ -89,7 +90,8 @@ class Migration:
     """One unit of change. ``index`` is its place in the plan from 0, ``expected`` the planned duration in seconds.
 
     ``rollback`` is None when there is no way back by SQL. ``manual`` is the reason why it is only applied when named.
-    ``session_settings`` maps a server setting to the secret variable whose value it gets.
+    ``session_settings`` maps a server setting to the secret variable whose value it gets. ``retyped`` are the columns
+    that get another type.
     """
 
     id: str
@@ -107,6 +109,7 @@ class Migration:
     limits: Limits = DEFAULT_LIMITS
     lock_tables: tuple[str, ...] = ()
     session_settings: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    retyped: tuple[Retyped, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -558,6 +561,7 @@ class _PlanReader:
             limits=self._limits(fields, limits) if any(key in fields for key in _LIMIT_KEYS) else limits,
             lock_tables=self._tables(fields, "lock_tables"),
             session_settings=self._session_settings(fields["session_settings"]) if "session_settings" in fields else {},
+            retyped=tuple(item for operation in deploy.operations for item in operation.retyped),
         )
 
     def _risk(self, node: t.Any) -> Risk:

@@ -32,6 +32,10 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
     VerificationFailed,
 )
 from ansible_collections.surefoot.dbops.plugins.module_utils._evidence import Evidence
+from ansible_collections.surefoot.dbops.plugins.module_utils._load import NOT_INSTALLED, NOT_LOADED
+from ansible_collections.surefoot.dbops.plugins.module_utils._typed_users import KINDS, LISTED
+from ansible_collections.surefoot.dbops.plugins.module_utils._typed_users import collect as collect_typed_users
+from ansible_collections.surefoot.dbops.plugins.module_utils._typed_users import users as typed_users
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import (
     human_duration,
     human_size,
@@ -84,6 +88,7 @@ CRITERIA = (
     "preflight.synchronous_standby",
     "preflight.table_ownership",
     "preflight.tls",
+    "preflight.typed_users",
     "preflight.wraparound",
     "preflight.writable",
 )
@@ -113,6 +118,8 @@ class Wanted:
     tables: t.Sequence[str] = ()
     extensions: t.Sequence[str] = ()
     relations_exist: t.Sequence[str] = ()
+    # table, column and to of each column that gets another type
+    type_changes: t.Sequence[t.Mapping[str, str]] = ()
     ledger_schema: str = "surefoot"
     max_latency: float = 1.0
     min_free_connections: int = 5
@@ -136,11 +143,15 @@ class Wanted:
         free = params["database_free_space"]
         for name in (*params["tables"], *params["relations_exist"]):
             relation_name(name)
+        for change in params["type_changes"]:
+            if relation_name(change["table"])[0] is None:
+                raise PlanError(f"{change['table']!r} in type_changes has no schema", remedy="Write schema.table.")
         return cls(
             schemas=params["schemas"],
             tables=params["tables"],
             extensions=params["extensions"],
             relations_exist=params["relations_exist"],
+            type_changes=params["type_changes"],
             ledger_schema=params["ledger_schema"],
             min_free_connections=params["min_free_connections"],
             max_pool_saturation=params["max_pool_saturation"],
@@ -419,6 +430,11 @@ def collect(connection: Connection, wanted: Wanted, pooler: t.Mapping[str, t.Any
             facts["replicas"] = _rows(cursor, _REPLICAS)
             facts["settings"] = _rows(cursor, _SETTINGS)
             facts["event_triggers"] = _rows(cursor, _EVENT_TRIGGERS)
+            changes = []
+            for change in wanted.type_changes:
+                schema, table = relation_name(change["table"])
+                changes.append({"schema": schema, "table": table, "column": change["column"], "to": change["to"]})
+            facts["typed_users"] = collect_typed_users(cursor, changes)
             # Not inside another query: permission to execute is checked even for a branch that is never reached.
             facts["identity"] = (
                 _row(cursor, "SELECT system_identifier::text AS system_identifier FROM pg_catalog.pg_control_system()")
@@ -693,6 +709,7 @@ def judge(facts: t.Mapping[str, t.Any], wanted: Wanted) -> list[Finding]:
         _role_settings,
         _event_triggers,
         _server_logging,
+        _typed_users,
     )
     return sorted((one(facts, wanted) for one in judges), key=lambda finding: CRITERIA.index(finding.criterion))
 
@@ -1434,4 +1451,64 @@ def _server_logging(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
         "log_statement, log_min_duration_*, pgaudit.log, auto_explain",
         "Keep secrets out of statement text: secret_variables and session_settings do; a literal in a file would be"
         " logged.",
+    )
+
+
+_INSTALL_STATEMENTS = (
+    "Set shared_preload_libraries = 'pg_stat_statements' (takes a restart) and CREATE EXTENSION pg_stat_statements."
+)
+_LOOK_YOURSELF = (
+    "Let the applications work for as long as their rarest job takes, and run again; or look through their SQL and"
+    " waive preflight.typed_users."
+)
+_TYPED_REMEDY = (
+    "Have them compare and bind values of the new type (drop ::text, LIKE and functions of text), or waive"
+    " preflight.typed_users when they may fail; sessions with prepared statements must reconnect after the swap."
+)
+
+
+def _typed_users(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
+    asked = facts["typed_users"]
+    result = typed_users(asked)
+    reason = asked["reason"]
+    if not reason and result.unread:
+        reason = f"{result.unread} statements without a text: the role or pg_stat_statements' file does not show it"
+    if not reason and result.silent:
+        reason = f"pg_stat_statements knows no statement of {', '.join(dict.fromkeys(result.silent))}"
+        reason += f" since {asked['since']}" if asked["since"] else ""
+    nothing = not asked["columns"]
+    verdict = "not_applicable" if nothing else "fail" if result.found else "not_measured" if reason else "pass"
+    measured = {
+        "found": [user.to_dict() for user in result.found[:LISTED]],
+        "total": len(result.found),
+        "statements": result.seen,
+        "functions": result.functions,
+        "since": asked["since"],
+        "evicted": asked["evicted"],
+    }
+    summary = {
+        "not_applicable": "no pending migration gives a column another type",
+        "fail": f"{len(result.found)} use the column as text: {_listing([str(user) for user in result.found])}",
+        "not_measured": reason or "",
+        "pass": f"none among {result.seen} statements and {result.functions} functions",
+    }[verdict]
+    remedy = _TYPED_REMEDY
+    if verdict == "not_measured":
+        install = f"{_INSTALL_STATEMENTS} " if asked["reason"] in (NOT_INSTALLED, NOT_LOADED) else ""
+        remedy = f"{install}{_LOOK_YOURSELF}"
+    kinds = {kind for user in result.found for kind in user.kinds}
+    details: dict[str, t.Any] = {"kinds": {kind: text for kind, text in KINDS.items() if kind in kinds}}
+    details["columns"] = [entry["column"].label for entry in asked["columns"]]
+    if reason:
+        details["not_seen"] = reason
+    return Finding(
+        "preflight.typed_users",
+        verdict,
+        # The gate shows what stands in the way of a measurement.
+        {"pass": measured, "fail": measured, "not_measured": f"{reason}. {remedy}"}.get(verdict),
+        summary,
+        "nobody uses a column that gets another type as text",
+        "pg_stat_statements, sources of functions",
+        remedy,
+        details,
     )

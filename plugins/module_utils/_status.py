@@ -51,6 +51,9 @@ class Status:
             "migrations": [self._describe(migration) for migration in self.plan.migrations] + self._unknown(),
             "pending": [migration.id for migration in self.selection.todo],
             "manual": [{"id": migration.id, "reason": migration.manual} for migration in self.selection.manual],
+            "type_changes": [
+                dataclasses.asdict(item) for migration in self.selection.todo for item in migration.retyped
+            ],
             "drift": [item.to_dict() for item in self.drift],
             "history": list(self.history),
         }

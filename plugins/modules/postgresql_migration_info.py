@@ -121,6 +121,14 @@ manual:
   type: list
   elements: dict
   returned: always
+type_changes:
+  description:
+    - Columns that a pending C(change_type) gives another type, as
+      O(surefoot.dbops.postgresql_preflight_info#module:type_changes) takes them.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{"table": "public.profiles", "column": "tenant_id", "to": "uuid"}]
 drift:
   description: Applied migrations whose files were changed, and changes of the catalog since the last run.
   type: list

@@ -23,8 +23,8 @@ description:
     C(preflight.pg_monitor), C(preflight.pooler), C(preflight.prepared_transactions), C(preflight.primary),
     C(preflight.publications), C(preflight.relations_exist), C(preflight.replica_lag), C(preflight.replication_slots),
     C(preflight.role_settings), C(preflight.server_logging), C(preflight.server_version), C(preflight.subscriptions),
-    C(preflight.synchronous_standby), C(preflight.table_ownership), C(preflight.tls), C(preflight.wraparound), and
-    C(preflight.writable).
+    C(preflight.synchronous_standby), C(preflight.table_ownership), C(preflight.tls), C(preflight.typed_users),
+    C(preflight.wraparound), and C(preflight.writable).
 extends_documentation_fragment:
   - surefoot.dbops._attributes
   - surefoot.dbops._attributes.info_module
@@ -58,6 +58,27 @@ options:
     type: list
     elements: str
     default: []
+  type_changes:
+    description:
+      - Columns that a pending migration gives another type (C(change_type)), as
+        RV(surefoot.dbops.postgresql_migration_info#module:type_changes) has them.
+      - Who uses them as text is looked for in C(pg_stat_statements) and in the sources of functions.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      table:
+        description: Table, as C(schema.name).
+        type: str
+        required: true
+      column:
+        description: Column, by its real name.
+        type: str
+        required: true
+      to:
+        description: The new type.
+        type: str
+        required: true
   ledger_schema:
     description: Schema of the ledger. It must be writable, or creatable.
     type: str
@@ -320,6 +341,12 @@ def argument_spec() -> ArgumentSpec:
             "tables": dict(names),
             "extensions": dict(names),
             "relations_exist": dict(names),
+            "type_changes": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {name: {"type": "str", "required": True} for name in ("table", "column", "to")},
+            },
             "ledger_schema": {"type": "str", "default": "surefoot"},
             "max_latency": {"type": "str", "default": "1s"},
             "min_free_connections": {"type": "int", "default": 5},

@@ -88,6 +88,7 @@ FACTS: dict[str, t.Any] = {
     "replicas": [],
     "settings": [],
     "event_triggers": [],
+    "typed_users": {"columns": [], "text_columns": [], "reason": None, "since": None, "evicted": None},
     "identity": {},
     "backup_room": None,
 }
@@ -364,6 +365,7 @@ def test_wanted_is_read_from_options() -> None:
         "schemas": ["app"],
         "tables": ["app.t"],
         "extensions": [],
+        "type_changes": [{"table": "app.t", "column": "a", "to": "uuid"}],
         "relations_exist": [],
         "ledger_schema": "surefoot",
         "backup_dir": None,
