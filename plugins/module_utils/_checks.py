@@ -289,6 +289,34 @@ def _evaluate_file(_expectation: Expectation, rows: _Rows) -> _Outcome:
     return _Outcome(True, rows.shape)
 
 
+def _evaluate_plan(expectation: Expectation, rows: _Rows) -> _Outcome:
+    indexes: set[str] = set()
+    whole: set[str] = set()
+    for node in _plan_nodes(rows.values[0][0]):
+        index, table = node.get("Index Name"), node.get("Relation Name")
+        if index and any(key in node for key in ("Index Cond", "Order By")):
+            indexes.add(index)
+        elif table and node["Node Type"] in ("Seq Scan", "Sample Scan", "Index Scan", "Index Only Scan"):
+            # A scan of a whole index reads the table as a sequential scan does, in another order.
+            whole.add(f"{node['Schema']}.{table}")
+    required = expectation.required
+    refused = [
+        name for name in whole for table in required.get("no_seq_scan", ()) if table in (name, name.split(".")[1])
+    ]
+    passed = indexes.issuperset(required.get("uses_index", ())) and not refused
+    return _Outcome(passed, {"indexes": sorted(indexes), "read_whole": sorted(whole)})
+
+
+def _plan_nodes(plan: t.Any) -> t.Iterator[t.Mapping[str, t.Any]]:
+    """Every node of what EXPLAIN says as JSON."""
+    for item in plan:
+        todo = [item["Plan"]]
+        while todo:
+            node = todo.pop()
+            todo.extend(node.get("Plans", ()))
+            yield node
+
+
 def _json_numbers(value: t.Any) -> t.Any:
     """Plain values; a numeric is a JSON number here, so that JMESPath can compare and add it."""
     if isinstance(value, Decimal) and value.is_finite():
@@ -308,10 +336,12 @@ _EVALUATE: dict[str, t.Callable[[Expectation, _Rows], _Outcome]] = {
     "rows_equal": _evaluate_rows_equal,
     "jmespath": _evaluate_jmespath,
     "true": _evaluate_true,
+    "plan": _evaluate_plan,
     "file": _evaluate_file,
 }
 _FORMS = tuple(form for form in _EVALUATE if form != "file")
 _OPERATORS = ("equals", "not", "in", "min", "max", "matches")
+_PLAN_KEYS = ("uses_index", "no_seq_scan")
 
 
 def nearest(word: str, known: t.Iterable[str]) -> str:
@@ -351,12 +381,28 @@ def _parse_expect(value: t.Any, at: Locator) -> Expectation:
         return Expectation(form, "all")
     if form == "jmespath":
         return _parse_jmespath(entries, location)
+    if form == "plan":
+        return _parse_plan(operand, location)
     if not isinstance(operand, (list, tuple)):
         raise PlanError(f"expect.{form} is not a list", location=location, remedy="Write a list, such as [a, b].")
     if form == "rows_equal" and not all(isinstance(item, t.Mapping) for item in operand):
         remedy = "Write [{column: value}]."
         raise PlanError("expect.rows_equal is not a list of mappings", location=location, remedy=remedy)
     return Expectation(form, list(operand))
+
+
+def _parse_plan(operand: t.Any, location: Location) -> Expectation:
+    remedy = "Write {uses_index: [index], no_seq_scan: [table]}, or one of them."
+    if not isinstance(operand, t.Mapping) or not operand:
+        raise PlanError("expect.plan says nothing to look for", location=location, remedy=remedy)
+    for key, names in operand.items():
+        if key not in _PLAN_KEYS:
+            raise PlanError(
+                f"unknown key {key} in expect.plan", location=location, remedy=nearest(str(key), _PLAN_KEYS)
+            )
+        if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+            raise PlanError(f"{key} of expect.plan is not a list of names", location=location, remedy=remedy)
+    return Expectation("plan", {str(key): list(names) for key, names in operand.items()})
 
 
 def _parse_row_count(operand: t.Any, location: Location) -> t.Any:
@@ -467,6 +513,11 @@ class Check:
             return found[0]
 
     @property
+    def explained(self) -> bool:
+        """Whether the query is not run, but its plan looked at."""
+        return self.expect is not None and self.expect.form == "plan"
+
+    @property
     def slug(self) -> str:
         """The name as a part of a criterion: lower-case letters, digits and underscores."""
         return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")[:80] or "check"
@@ -551,6 +602,12 @@ def parse_check(mapping: t.Any, location: Location, line_of: Locator | None = No
         sql_location=at(kind, text=True),
     )
     check.__dict__["parsed"] = check.parse()
+    if check.explained and check.parsed.head[0].value not in _PLAIN_HEADS:
+        raise PlanError(
+            f"check {name!r} asks for the plan of something that has none",
+            location=at(kind),
+            remedy="Give the query itself; the check explains it.",
+        )
     return check
 
 
@@ -1144,6 +1201,8 @@ class _CheckRun:
         settings = {
             "statement_timeout": str(milliseconds(self.limit)),
             "lock_timeout": str(milliseconds(self._lock_limit)),
+            # The planner rightly reads a small table as a whole; asked is whether an index can serve the query.
+            **({"enable_seqscan": "off"} if check.explained else {}),
             **check.settings,
         }
         calls = ", ".join(
@@ -1184,6 +1243,8 @@ class _CheckRun:
 
     def _limited(self, limit: int) -> str:
         """The query with a limit around it, where it can stand in a subquery."""
+        if self.check.explained:
+            return f"EXPLAIN (FORMAT JSON, VERBOSE, COSTS OFF) {self.sql}"
         tokens = list(self.check.parsed.tokens())
         if tokens[0].value not in _PLAIN_HEADS:
             return self.sql

@@ -224,6 +224,12 @@ CRITERIA: dict[str, Criterion] = {
         *_each("migration.applied", SIGN_OFF, REQUIRED, "the ledger, after postgresql_migration"),
         *_each("migration.lock_budget", SIGN_OFF, WHEN_CONFIGURED, "pg_locks during the apply"),
         *_each(
+            "migration.quarantine",
+            SIGN_OFF,
+            WHEN_CONFIGURED,
+            "postgresql_migration: rows in the quarantine by reason and its size, against what the sweeps moved",
+        ),
+        *_each(
             "pgbouncer.paused pgbouncer.resumed pgbouncer.reconnected",
             SIGN_OFF,
             WHEN_CONFIGURED,
@@ -245,6 +251,12 @@ CRITERIA: dict[str, Criterion] = {
             _PLAN_CHECK,
         ),
         *_each(
+            "rbac.orphans rbac.isolation rbac.plans rbac.refused rbac.tenant_bound",
+            _AFTER,
+            WHEN_CONFIGURED,
+            _PLAN_CHECK,
+        ),
+        *_each(
             "registration.encrypted registration.decryption",
             _AFTER,
             WHEN_CONFIGURED,
@@ -253,7 +265,7 @@ CRITERIA: dict[str, Criterion] = {
         *_each("databases.healthy", _AFTER, WHEN_CONFIGURED, "database_health: a login and a ping of each database"),
         *_each("watch.connections watch.wal_rate", SIGN_OFF, REQUIRED, "a sample a second during the apply"),
         *_each(
-            "watch.temp_tables watch.waiters watch.replica_lag watch.endpoints",
+            "watch.temp_tables watch.quarantine watch.waiters watch.replica_lag watch.endpoints",
             SIGN_OFF,
             WHEN_CONFIGURED,
             "a sample a second during the apply",
@@ -362,9 +374,9 @@ BOXES: tuple[Box, ...] = (
     Box(_I, 207, "Pre-Migration", "dry run on a shadow database", GO, _DRY_RUN),
     Box(_I, 208, "Pre-Migration", "no automatic failover in RDS", GO, ("rds.no_failover",)),
     Box(_I, 211, "During Migration", "connection saturation below 90%", SIGN_OFF, ("watch.connections",)),
-    Box(_I, 212, "During Migration", "sizes of temporary tables", SIGN_OFF, ("watch.temp_tables",)),
+    Box(_I, 212, "During Migration", "sizes of temporary tables", SIGN_OFF, ("watch.temp_tables", "watch.quarantine")),
     Box(_I, 213, "During Migration", "WAL below 1 GB/min", SIGN_OFF, ("watch.wal_rate",)),
-    Box(_I, 216, "Post-Migration", "core RBAC queries explained", SIGN_OFF, ("baseline.regression",)),
+    Box(_I, 216, "Post-Migration", "core RBAC queries explained", SIGN_OFF, ("rbac.plans", "baseline.regression")),
     Box(_I, 217, "Post-Migration", "API p95 below 200 ms", SIGN_OFF, ("http.latency_p95",)),
     Box(
         _I, 218, "Post-Migration", "foreign_key_violation in the logs", SIGN_OFF, ("serverlog.foreign_key_violation",)

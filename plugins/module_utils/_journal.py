@@ -53,6 +53,9 @@ class Journal:
     retries: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
     checks: list[CheckResult] = dataclasses.field(default_factory=list)
     drift: list[Drift] = dataclasses.field(default_factory=list)
+    # By migration: rows that its sweeps moved. And what the quarantine holds at the end, None without one.
+    moved: dict[str, int] = dataclasses.field(default_factory=dict)
+    quarantine: dict[str, t.Any] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
     touched: bool = False
     unfinished: str | None = None

@@ -125,6 +125,10 @@ CREATE TABLE IF NOT EXISTS {s}.quarantine (
     moved_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 )
 """
+_QUARANTINED = """
+SELECT migration_id, table_name, reason, count(*), sum(pg_catalog.jsonb_array_length(dependents))::bigint
+FROM {s}.quarantine WHERE set_name = %s GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
 _APPLIED = "SELECT migration_id, applied_at, raw_sha256, token_sha256 FROM {s}.applied WHERE set_name = %s"
 _BEGUN = "SELECT DISTINCT migration_id, action FROM {s}.progress WHERE set_name = %s"
 _MARK = """
@@ -356,6 +360,20 @@ class Ledger:
     def make_quarantine(self, execute: t.Callable[[str], None], connection: Connection) -> None:
         """Make the quarantine where it is not there yet. Call it under the worker lock only."""
         execute(self._sql(connection, _QUARANTINE))
+
+    def quarantined(self, connection: Connection) -> dict[str, t.Any] | None:
+        """Rows of this set in the quarantine, by migration, table and reason, and the quarantine's size in bytes; None
+        when there is none."""
+        name = self.quarantine(connection)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_catalog.pg_total_relation_size(pg_catalog.to_regclass(%s))", (name,))
+            size = (cursor.fetchone() or (None,))[0]
+            if size is None:
+                return None
+            cursor.execute(self._sql(connection, _QUARANTINED), (self.set_name,))
+            keys = ("migration", "table", "reason", "rows", "dependents")
+            by = [dict(zip(keys, row)) for row in cursor.fetchall()]
+        return {"rows": sum(item["rows"] for item in by), "bytes": int(size), "by": by}
 
     def exists(self, connection: Connection) -> bool:
         """Whether the ledger is there, in a format this version reads.

@@ -39,7 +39,13 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._planyaml import (
     PlanYaml,
     is_scalar,
 )
-from ansible_collections.surefoot.dbops.plugins.module_utils._steps import BackfillStep, SqlStep, Step, split_qualified
+from ansible_collections.surefoot.dbops.plugins.module_utils._steps import (
+    BackfillStep,
+    SqlStep,
+    Step,
+    SweepStep,
+    split_qualified,
+)
 
 PLAN_FILES = ("plan.yml", "plan.yaml")
 RISK_LEVELS = ("low", "medium", "high", "critical")
@@ -397,7 +403,19 @@ class _Deploy:
             for step in operation.undo:
                 numbers = step.undoes if step.undoes is not None else range(len(operation.steps))
                 undo.append(dataclasses.replace(step, undoes=tuple(first + number for number in numbers)))
-        return tuple(undo) or None
+        return tuple(_restored_once(undo)) or None
+
+
+def _restored_once(undo: t.Sequence[Step]) -> list[Step]:
+    """A restore brings back every row that the migration moved, so the last one does it for all: by then each key that
+    would refuse a row is gone."""
+    restores = [step for step in undo if isinstance(step, SweepStep)]
+    undoes = tuple(sorted({number for step in restores for number in step.undoes or ()}))
+    return [
+        dataclasses.replace(step, undoes=undoes) if restores and step is restores[-1] else step
+        for step in undo
+        if not isinstance(step, SweepStep) or step is restores[-1]
+    ]
 
 
 def _files_of(steps: t.Iterable[Step]) -> set[str]:

@@ -294,6 +294,15 @@ def _rate(name: str, value: t.Any) -> str:
     raise PlanError(f"{name} is {value!r}", remedy="Give a size per min above 0, such as 1GB/min.")
 
 
+def _size(name: str, value: t.Any) -> str:
+    try:
+        if not isinstance(value, bool) and parse_size(value) > 0:
+            return "".join(str(value).split())
+    except PlanError:
+        pass
+    raise PlanError(f"{name} is {value!r}", remedy="Give a size above 0, such as 1GB.")
+
+
 def _names(name: str, value: t.Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item.strip() for item in value):
         raise PlanError(f"{name} is not a list of words", remedy=f"Give a list such as [{', '.join(APPROVALS)}].")
@@ -333,6 +342,7 @@ KEYS: dict[str, tuple[t.Any, t.Callable[[str, t.Any], t.Any]]] = {
     "pool_saturation_max": ("90%", _percentage(100)),
     "wal_rate_max": ("1GB/min", _rate),
     "replica_lag_max": ("30s", _positive_duration),
+    "quarantine_max": ("1GB", _size),
     "api_p95_max": ("200ms", _positive_duration),
     "watch_samples": (3, _count(1)),
     "window": (None, _window),

@@ -1037,6 +1037,7 @@ _SERIES = {
     "longest_wait": ("Longest wait", "s", "watch.waiters", None),
     "replica_lag": ("Replica lag", "s", "watch.replica_lag", "replica_lag_max"),
     "temp_bytes": ("Growth of temporary tables and files", "bytes", "watch.temp_tables", None),
+    "quarantine_bytes": ("Growth of the quarantine", "bytes", "watch.quarantine", "quarantine_max"),
     "disk_free": ("Free disk", "bytes", "watch.disk", None),
     "endpoint_failures": ("Endpoint failures in a row", "", "watch.endpoints", None),
 }

@@ -185,6 +185,11 @@ class Runner:
             self._finish_run(control, outcome)
 
     def _finish_run(self, control: Connection, outcome: str) -> None:
+        if not control.closed:
+            try:
+                self._journal.quarantine = self._ledger.quarantined(control)
+            except psycopg2.Error as exc:
+                self._journal.warn(f"the quarantine could not be read: {sql_error(exc).message}")
         # A run that failed may have changed the catalog too: finished steps, an INVALID index.
         try:
             if not control.closed:
@@ -250,6 +255,8 @@ class Runner:
                     details={"retries": len(journal.retries), "statements": journal.statement_count},
                 )
             )
+        if journal.quarantine is not None:
+            records.append(self._quarantine_evidence(journal.quarantine))
         held = [item["lock_held_seconds"] for item in journal.done if item.get("lock_held_seconds") is not None]
         if held:
             records.append(
@@ -263,6 +270,25 @@ class Runner:
                 )
             )
         return records + [result.evidence() for result in journal.checks]
+
+    def _quarantine_evidence(self, found: dict[str, t.Any]) -> Evidence:
+        """What is in the quarantine, against what went there; after a rollback, nothing of what was rolled back."""
+        there: dict[str, int] = {}
+        for item in found["by"]:
+            there[item["migration"]] = there.get(item["migration"], 0) + item["rows"]
+        back = self._action == "rollback"
+        if back:
+            passed = not any(there.get(id_) for id_ in self._journal.ids)
+        else:
+            passed = all(there.get(id_, 0) >= rows for id_, rows in self._journal.moved.items())
+        return Evidence(
+            criterion="migration.quarantine",
+            phase="rollback" if back else "apply",
+            verdict=verdict(passed),
+            measured=found,
+            required="no row of what was rolled back" if back else f"the rows that were moved: {self._journal.moved}",
+            source="the ledger's quarantine",
+        )
 
     def _diff(self) -> dict[str, str]:
         parts = []

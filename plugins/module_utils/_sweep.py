@@ -145,6 +145,8 @@ class Sweeps:
                     attempt = functools.partial(self._batch, move, migration, number, step, digest, rows, after)
                     found, after, more = self._context.with_retries(migration, limits, attempt)
                     rows += found
+                if step.mode == "quarantine":
+                    self._journal.moved[migration.id] = self._journal.moved.get(migration.id, 0) + rows
                 tag = f"{'QUARANTINE' if step.mode == 'quarantine' else 'RESTORE'} {rows}"
         self._journal.note(migration, step.name, step.location.line, tag, time.monotonic() - clock)
 

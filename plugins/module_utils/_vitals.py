@@ -78,6 +78,7 @@ class Limits:
     max_wait: float | None = 5.0
     replica_lag_max: float | None = 30.0
     temp_max: int | None = None
+    quarantine_max: int | None = 2**30
     disk_min_free: int | None = 2**30
     tables: tuple[str, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
@@ -150,6 +151,7 @@ _READ: dict[str, t.Callable[[t.Any], t.Any]] = {
     "max_wait": _no_limit_or(parse_duration),
     "replica_lag_max": _no_limit_or(parse_duration),
     "temp_max": _no_limit_or(parse_size),
+    "quarantine_max": _no_limit_or(parse_size),
     "disk_min_free": _no_limit_or(parse_size),
     "tables": _tables,
     "endpoints": _endpoints,
@@ -236,6 +238,15 @@ SIGNS = (
         "growth of temporary files, temporary tables and the tables named",
         "pg_ls_tmpdir, pg_relation_size",
         "Work in smaller batches, or raise temp_max if there is room.",
+    ),
+    Sign(
+        "quarantine_bytes",
+        "watch.quarantine",
+        "quarantine_max",
+        human_size,
+        "growth of the quarantine",
+        "pg_total_relation_size of the ledger's quarantine",
+        "Look at the rows in the quarantine by reason: mend what they have in common first, or raise quarantine_max.",
     ),
     Sign(
         "disk_free",
@@ -406,6 +417,11 @@ SELECT (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_relation_size(oid)), 0) FRO
     (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_total_relation_size(pg_catalog.to_regclass(name))), 0)
      FROM pg_catalog.unnest(%s::text[]) AS name)::bigint
 """
+# The migration's own role made it, so whoever watches as that role may look.
+_QUARANTINE = """
+SELECT coalesce(pg_catalog.pg_total_relation_size(
+    pg_catalog.to_regclass(pg_catalog.format('%%I.quarantine', %s::text))), 0)::bigint
+"""
 
 
 def disks(data_directory: str, identifier: int) -> list[str]:
@@ -428,11 +444,14 @@ def disks(data_directory: str, identifier: int) -> list[str]:
 class _Server:
     """The sampler's own session, made again when it was lost."""
 
-    def __init__(self, options: ConnectionOptions, purpose: str, worker_key: int, limits: Limits) -> None:
+    def __init__(
+        self, options: ConnectionOptions, purpose: str, worker_key: int, limits: Limits, ledger_schema: str | None
+    ) -> None:
         self._options = options
         self._purpose = purpose
         self._worker_key = worker_key
         self._limits = limits
+        self._ledger_schema = ledger_schema
         self._connection: Connection | None = None
         self._facts: dict[str, t.Any] = {}
         self._disks: list[str] | _Unseen = _Unseen("no sample was taken")
@@ -466,6 +485,7 @@ class _Server:
         signs["waiters"], signs["longest_wait"] = self._waiters()
         more["temp_bytes_written"] = temp_written - self._first.setdefault("temp_written", temp_written)
         signs["temp_bytes"] = self._temp(more)
+        signs["quarantine_bytes"] = self._quarantine(more)
         signs["disk_free"] = self._disk()
         more["server_log"] = self._read_log()
         return signs, more
@@ -525,6 +545,18 @@ class _Server:
             return _Unseen(f"sizes cannot be read: {sql_error(exc).message}")
         grown = [int(more[key]) - self._first.setdefault(key, int(more[key])) for key in _TEMP_PARTS]
         return float(sum(max(0, size) for size in grown))
+
+    def _quarantine(self, more: dict[str, t.Any]) -> float | _Unseen:
+        if self._ledger_schema is None:
+            return _Unseen("no ledger was named", nothing=True)
+        try:
+            size = int(self._row(_QUARANTINE, (self._ledger_schema,))[0])
+        except psycopg2.Error as exc:
+            if self._connection is None or self._connection.closed:
+                raise
+            return _Unseen(f"its size cannot be read: {sql_error(exc).message}")
+        more["quarantine_size"] = size
+        return float(max(0, size - self._first.setdefault("quarantine", size)))
 
     def _find_disks(self) -> list[str] | _Unseen:
         directory = self._facts["data_directory"]
@@ -633,10 +665,11 @@ class Vitals:
         run_id: str,
         worker_key: int,
         run_dir: str | None = None,
+        ledger_schema: str | None = None,
     ) -> None:
         self.limits = limits
         self._run_dir = run_dir
-        self._server = _Server(target, f"watch {run_id}", worker_key, limits)
+        self._server = _Server(target, f"watch {run_id}", worker_key, limits, ledger_schema)
         self._stopped = threading.Event()
         self._callers = [_Caller(endpoint, limits.interval, self._stopped) for endpoint in limits.endpoints]
         self._tracks = {sign.key: Track() for sign in SIGNS}

@@ -177,12 +177,16 @@ options:
         description: Most that temporary files, temporary tables and O(watch.tables) may grow together, as a size.
         type: str
         default: none
+      quarantine_max:
+        description: Most that the ledger's quarantine may grow during the run, as a size.
+        type: str
+        default: 1GB
       disk_min_free:
         description: Least free space of the server's disks, when the server runs on the host that executes the module.
         type: str
         default: 1GB
       tables:
-        description: Tables whose growth counts for O(watch.temp_max), such as quarantine tables, as C(schema.name).
+        description: Tables whose growth counts for O(watch.temp_max), as C(schema.name).
         type: list
         elements: str
         default: []
@@ -495,6 +499,7 @@ def _vitals(params: dict[str, t.Any], connection: ConnectionOptions, run_id: str
         run_id=run_id,
         worker_key=advisory_key(params["ledger_schema"], "worker"),
         run_dir=params["run_dir"],
+        ledger_schema=params["ledger_schema"],
     )
 
 
@@ -563,6 +568,7 @@ def argument_spec() -> ArgumentSpec:
                     "max_wait": {"type": "str", "default": "5s"},
                     "replica_lag_max": {"type": "str", "default": "30s"},
                     "temp_max": {"type": "str", "default": "none"},
+                    "quarantine_max": {"type": "str", "default": "1GB"},
                     "disk_min_free": {"type": "str", "default": "1GB"},
                     "tables": {"type": "list", "elements": "str", "default": []},
                     "endpoints": {

@@ -130,6 +130,27 @@ def test_every_form_of_expectation_passes_and_fails(connection: t.Any, inside: b
         assert json.dumps(bad.to_dict())
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["own transaction", "open transaction"])
+def test_a_plan_tells_whether_an_index_can_serve_a_query(schema: Database, connection: t.Any, inside: bool) -> None:
+    by_org = {"query": "SELECT id FROM app.project WHERE org = 1", "expect": {"plan": {"no_seq_scan": ["app.project"]}}}
+    if inside:
+        connection.cursor().execute("BEGIN")
+    # The primary key could be read from one end to the other instead of the table.
+    without = one(connection, inside, **by_org)
+    assert (without.passed, without.measured) == (False, {"indexes": [], "read_whole": ["app.project"]})
+    connection.cursor().execute("CREATE INDEX project_by_org ON app.project (org)")
+    by_org["expect"]["plan"]["uses_index"] = ["project_by_org"]
+    served = one(connection, inside, **by_org)
+    # Three rows: left to itself, the planner reads them all.
+    assert served.passed, served.summary
+    assert served.required == by_org["expect"]["plan"] and served.to_dict()["when"] == "after_commit"
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW enable_seqscan")
+        assert cursor.fetchone() == ("on",)
+    writing = one(connection, inside, query="DELETE FROM app.project WHERE org = 1", expect=by_org["expect"])
+    assert writing.passed and schema.scalar("SELECT count(*) FROM app.project") == 3
+
+
 def test_true_needs_every_value_true_and_at_least_one_row(connection: t.Any) -> None:
     query = "SELECT size > %s FROM app.project"
 

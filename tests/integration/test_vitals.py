@@ -68,6 +68,7 @@ def watched(
         run_id="r1",
         worker_key=advisory_key(DEFAULT_SCHEMA, "worker"),
         run_dir=str(run_dir) if run_dir else None,
+        ledger_schema=DEFAULT_SCHEMA,
     )
     keywords = {"guard": vitals.guard, "run_dir": str(run_dir) if run_dir else None, "run_id": "r1", **(engine or {})}
     return run_watched(vitals, lambda: run(plan, params, **keywords), keywords["run_dir"])
@@ -191,6 +192,15 @@ def test_growing_temporary_data_stop_the_run(plan: MigrationSet, database: Datab
         stopped(task, database, "watch.temp_tables")
 
 
+def test_a_growing_quarantine_stops_the_run(plan: MigrationSet, database: Database) -> None:
+    plan.add("001", SLEEPS)
+    task = Background(lambda: watched(plan, database, quarantine_max="5MB"))
+    wait_until(lambda: working(database), "the migration works")
+    database.query("CREATE TABLE surefoot.quarantine AS SELECT repeat('x', 1000) FROM generate_series(1, 9000)")
+    error = stopped(task, database, "watch.quarantine")
+    assert "growth of the quarantine" in str(error) and "at most 5.0 MB" in str(error)
+
+
 def test_too_little_room_on_the_servers_disk_stops_the_run(plan: MigrationSet, database: Database) -> None:
     plan.add("001", SLEEPS)
     error = stopped(Background(lambda: watched(plan, database, disk_min_free="9000TB")), database, "watch.disk")
@@ -274,6 +284,7 @@ def test_a_quiet_run_passes_every_criterion_that_has_a_limit(
         "watch.waiters": "pass",
         "watch.replica_lag": "not_applicable",
         "watch.temp_tables": "pass",
+        "watch.quarantine": "pass",
         "watch.disk": "pass",
         "watch.endpoints": "pass",
     }
@@ -324,6 +335,7 @@ def test_a_role_that_sees_no_statistics_gets_no_verdict_from_zeros(plan: Migrati
             "watch.waiters": "pass",
             "watch.replica_lag": "not_measured",
             "watch.temp_tables": "not_measured",
+            "watch.quarantine": "pass",
             "watch.disk": "not_measured",
             "watch.endpoints": "not_applicable",
         }

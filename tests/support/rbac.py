@@ -41,7 +41,10 @@ SELECT md5('feature ' || n)::uuid, md5('tenant ' || 1 + n % {tenants})::uuid, 'f
        CASE n % {every} WHEN 7 THEN 'only elsewhere' WHEN 8 THEN NULL ELSE 'p' || 1 + n % 3 END
 FROM generate_series(1, {profiles}) AS n
 """
-_ELSEWHERE = "INSERT INTO permissions (tenant_id, name) VALUES (md5('tenant elsewhere')::uuid, 'only elsewhere')"
+_ELSEWHERE = """
+WITH t AS (INSERT INTO tenants (id, name) VALUES (md5('tenant elsewhere')::uuid, 'elsewhere') RETURNING id)
+INSERT INTO permissions (tenant_id, name) SELECT id, 'only elsewhere' FROM t
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,6 +127,19 @@ REFUSED: dict[str, tuple[t.Any, str]] = {
     "set": ({**QUERY, "expect": {"set": "a"}}, "expect.set is not a list"),
     "list": ({**QUERY, "expect": {"list": {"a": 1}}}, "expect.list is not a list"),
     "rows_equal": ({**QUERY, "expect": {"rows_equal": [1]}}, "expect.rows_equal is not a list of mappings"),
+    "plan empty": ({**QUERY, "expect": {"plan": {}}}, "expect.plan says nothing to look for"),
+    "plan key": (
+        {**QUERY, "expect": {"plan": {"use_index": ["a"]}}},
+        r"unknown key use_index.*Did you mean uses_index\?",
+    ),
+    "plan text": (
+        {**QUERY, "expect": {"plan": {"uses_index": "a"}}},
+        "uses_index of expect.plan is not a list of names",
+    ),
+    "plan of a plan": (
+        {**QUERY, "query": "EXPLAIN SELECT 1", "expect": {"plan": {"uses_index": ["a"]}}},
+        "the plan of something that has none",
+    ),
     "true": ({**QUERY, "expect": {"true": "some"}}, "expect.true has another value than all"),
     "jmespath alone": ({**QUERY, "expect": {"jmespath": "[0]"}}, "expect.jmespath says nothing to compare with"),
     "jmespath syntax": (
@@ -477,3 +490,34 @@ def test_a_check_that_uses_jmespath_says_so_when_the_package_is_missing(monkeypa
     assert query(expect={"rows": 1}).kind == "query"
     with pytest.raises(_checks.EnvironmentProblem, match=r"package jmespath is missing \(plan.yml:7:5\)"):
         query(expect={"jmespath": "[0]", "equals": 1})
+
+
+def test_an_index_serves_when_a_condition_leads_into_it_and_nothing_is_read_whole() -> None:
+    def node(kind: str, **more: t.Any) -> dict[str, t.Any]:
+        return {"Node Type": kind, **more}
+
+    table = {"Schema": "app", "Relation Name": "t"}
+    led = node("Index Scan", **{"Index Name": "t_a", "Index Cond": "(a = 1)", **table})
+    bitmap = node(
+        "Bitmap Heap Scan", **table, Plans=[node("Bitmap Index Scan", **{"Index Name": "t_a", "Index Cond": "(a = 1)"})]
+    )
+    through = node("Index Scan", **{"Index Name": "t_pkey", "Filter": "(a = 1)", **table})
+    sequential = node("Seq Scan", **table)
+
+    def holds(expect: dict[str, t.Any], *nodes: dict[str, t.Any]) -> bool:
+        return evaluate({"plan": expect}, ([{"Plan": node("Limit", Plans=list(nodes))}],))[0]
+
+    for good in (led, bitmap):
+        assert holds({"uses_index": ["t_a"], "no_seq_scan": ["app.t"]}, good)
+        assert not holds({"uses_index": ["t_a", "t_b"]}, good)
+        assert not holds({"no_seq_scan": ["t"]}, good, sequential)
+    # All of an index, one row after the other, is the table in another order.
+    for bad in (through, sequential):
+        assert not holds({"uses_index": ["t_pkey"]}, bad)
+        assert not holds({"no_seq_scan": ["app.t"]}, bad)
+        assert not holds({"no_seq_scan": ["t"]}, bad)
+        assert holds({"no_seq_scan": ["other.t", "u"]}, bad)
+    assert evaluate({"plan": {"uses_index": ["t_a"]}}, ([{"Plan": sequential}],))[1] == {
+        "indexes": [],
+        "read_whole": ["app.t"],
+    }

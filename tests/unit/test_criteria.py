@@ -32,7 +32,14 @@ NOW = parse_time("2026-11-22T02:30:00Z", "now")
 PLAN = load_plan(str(ROOT / "playbooks" / "migrations" / "lancio_platform"))
 DECLARED = declared_checks(PLAN)
 MIGRATIONS = [migration.id for migration in PLAN.migrations if not migration.manual]
-PHASES = {"railway": "preflight", "rds": "preflight", "platform": "verify", "ledger": "plan", "gate": "gate"}
+PHASES = {
+    "railway": "preflight",
+    "rds": "preflight",
+    "platform": "verify",
+    "rbac": "verify",
+    "ledger": "plan",
+    "gate": "gate",
+}
 
 # Where the boxes stand in the documents.
 LINES = {
@@ -71,6 +78,7 @@ MEASURED_IN = {
     "platform": "test_lancio_platform.py",
     "preflight": "test_preflight.py",
     "railway": "../cloud/test_railway.py",
+    "rbac": "test_rbac_integrity.py",
     "rds": "../cloud/test_rds_status_info.py",
     "rehearsal": "test_rehearsal.py",
     "restore": "test_restore.py",
@@ -154,6 +162,11 @@ def test_boxes_and_criteria_fit() -> None:
 
 def test_criteria_of_the_platforms_checks_exist_in_its_plan() -> None:
     assert {name for name in CRITERIA if name.startswith("platform.")} <= DECLARED
+
+
+def test_criteria_of_the_rbac_checks_exist_in_its_plan() -> None:
+    declared = declared_checks(load_plan(str(ROOT / "playbooks" / "migrations" / "scrapersky_rbac")))
+    assert {name for name in CRITERIA if name.startswith("rbac.")} <= declared
 
 
 def test_no_more_can_be_attested_than_was_allowed() -> None:

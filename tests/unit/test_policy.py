@@ -34,6 +34,7 @@ STRICTEST = {
     "pool_saturation_max": "90%",
     "wal_rate_max": "1GB/min",
     "replica_lag_max": "30s",
+    "quarantine_max": "1GB",
     "api_p95_max": "200ms",
     "watch_samples": 3,
     "window": None,
