@@ -13,6 +13,7 @@ import typing as t
 from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.playbook.task import Task
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._checks import read_checks
@@ -44,10 +45,19 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._rundir import (
     summarize,
     write_json,
 )
+from ansible_collections.surefoot.dbops.plugins.module_utils._write_pause import (
+    RESUME_COMMAND,
+    WritePause,
+    check_pause_writes,
+    find_pause,
+)
 from ansible_collections.surefoot.dbops.plugins.modules.run import REQUIRED_IF, argument_spec
 
 # What is done to a run that has changed its database already.
 _LATER = {"sign_off": "signed off", "monitor": "monitored"}
+# What may change the database, and so resumes first the writes that a killed run left paused.
+_RESUMING = ("migrate", "rollback")
+_BLOCK = ("block", "rescue", "always")
 _DATABASE_REMEDY = "Set surefoot_database_url, for example from the environment variable DATABASE_URL."
 
 
@@ -108,6 +118,9 @@ class ActionModule(ActionBase):
         # Not os.getcwd() first: PWD is the directory as the user typed it, links included.
         here = os.environ.get("PWD") or os.getcwd()
         base = os.path.join(here, args["run_base"] or "surefoot-runs")
+        pause_writes = check_pause_writes(args["pause_writes"], here)
+        for key, path in pause_writes.items():
+            self._check_tasks(key, path)
         run_dir: str | None = None
         run_id = args["run_id"] or new_run_id()
         begun = begun_run(os.path.join(here, args["go"]), name) if args["go"] else None
@@ -119,11 +132,17 @@ class ActionModule(ActionBase):
             begun = None  # typed again after the apply, or a job launched again: a run of its own
         if begun is not None:
             run_dir, run_id = begun.directory, begun.run_id
+        if begun is not None and begun.pauses_writes and not pause_writes and args["action"] not in _LATER:
+            raise PlanError(
+                f"the run in {begun.directory} was begun with surefoot_pause_writes, and this command does not set it",
+                remedy="Give it again, or begin a run without it.",
+            )
         cut_off = cut_off_run(base) if begun is None else None
         if self._task.check_mode:
             run_dir = None
         elif run_dir is None:
             run_dir = make_run_directory(base, run_id)
+        left = find_pause(base, name)
         actor = Actor.current(args["requested_by"], args["approved_by"])
         run = {
             "run_id": run_id,
@@ -140,6 +159,9 @@ class ActionModule(ActionBase):
             # Of a run that is monitored: what it applied, and where the look before this one left off.
             "applied": list(begun.applied) if begun is not None else [],
             "last_look": last_look(begun.directory) if begun is not None and args["action"] == "monitor" else {},
+            "pause_writes": pause_writes,
+            # By a run that was killed: before anything else they are resumed.
+            "writes_paused": left.to_dict() if left is not None and args["action"] in _RESUMING else {},
             "started": utc_now(),
             "actor": {
                 "os_user": actor.os_user,
@@ -154,7 +176,29 @@ class ActionModule(ActionBase):
                 f"the run in {cut_off} has no end: it was killed, or is still at work. The ledger says what it applied;"
                 " nobody verified, compared and signed that off."
             )
+        if left is not None:
+            warnings.append(_paused_since(left, resumed=bool(run["writes_paused"]) and not self._task.check_mode))
         return {"changed": False, **run, "warnings": warnings}
+
+    def _check_tasks(self, key: str, path: str) -> None:
+        """Before anything is paused, since a file that cannot be read could not resume it either.
+
+        :raises PlanError: it is no list of tasks, or one of them names an action that does not exist
+        """
+        where, remedy = f"surefoot_pause_writes.{key}: {path}", "Write tasks, as in tasks/main.yml of a role."
+        try:
+            tasks = self._loader.load_from_file(path)
+            if not isinstance(tasks, list) or not tasks:
+                raise PlanError(f"{where} is not a list of tasks", remedy=remedy)
+            while tasks:
+                task = tasks.pop(0)
+                if isinstance(task, dict) and any(part in task for part in _BLOCK):
+                    tasks += [item for part in _BLOCK for item in task.get(part) or ()]
+                else:
+                    Task.load(task, loader=self._loader)
+        except (AnsibleError, AssertionError) as exc:
+            found = " ".join(str(getattr(exc, "message", exc)).split())
+            raise PlanError(f"{where} cannot be run: {found}", remedy=remedy) from None
 
     def _judge(self, _name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
         phases = args["phases"]
@@ -187,6 +231,7 @@ class ActionModule(ActionBase):
             stop_after=args["stop_after"],
             judgement=args["judgement"],
             rescue=args["rescue"],
+            pause_writes=args["run"].get("pause_writes"),
         )
 
     def _report(self, name: str, args: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -244,12 +289,23 @@ class ActionModule(ActionBase):
             report=written["report"],
             rollback_hint=self._way_back(name, args, summary),
         )
+        left = find_pause(str(args["run"].get("run_base") or ""), name)
+        if left is not None:
+            lines.append(_paused_since(left, resumed=False))
         shown = {"msg": lines if _shows_json() else "\n".join(lines), "_ansible_verbose_always": True}
         return {**written, **shown, **({"failed": True} if failed else {})}
 
     def _way_back(self, name: str, args: dict[str, t.Any], summary: dict[str, t.Any]) -> str:
         """The command that takes back what was applied, on this database only."""
         return _rollback_command(summary["applied"], None if self._alone else name) or str(args["rollback_hint"] or "")
+
+
+def _paused_since(left: WritePause, *, resumed: bool) -> str:
+    if left.at_work and not left.guardian:
+        return f"{left.line}, which is at work."
+    if resumed:
+        return f"{left.line}, which was killed. They are resumed before anything else."
+    return f"{left.line}. They STILL ARE; resume them: {RESUME_COMMAND}"
 
 
 def _never_started() -> dict[str, t.Any]:

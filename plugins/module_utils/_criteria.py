@@ -230,6 +230,12 @@ CRITERIA: dict[str, Criterion] = {
             "postgresql_migration: rows in the quarantine by reason and its size, against what the sweeps moved",
         ),
         *_each(
+            "run.writes_paused run.writes_resumed",
+            SIGN_OFF,
+            WHEN_CONFIGURED,
+            "surefoot_pause_writes: its two files of tasks ended well, before the apply and after it",
+        ),
+        *_each(
             "pgbouncer.paused pgbouncer.resumed pgbouncer.reconnected",
             SIGN_OFF,
             WHEN_CONFIGURED,
@@ -302,11 +308,16 @@ CRITERIA: dict[str, Criterion] = {
         *_each("notify.sent", SIGN_OFF, WHEN_CONFIGURED, "notify: the answer of each receiver", after_apply=True),
         *_each("attestation.no_incident", GO, ATTESTATION, "no critical incident is in progress"),
         *_each(
-            "attestation.team_available attestation.ciso_briefed attestation.frontends_scaled"
-            " attestation.jobs_disabled attestation.mongodb_not_used",
+            "attestation.team_available attestation.ciso_briefed attestation.mongodb_not_used",
             GO,
             OPTIONAL,
             "a person says so; required where the policy's criteria say so",
+        ),
+        *_each(
+            "attestation.frontends_scaled attestation.jobs_disabled",
+            GO,
+            OPTIONAL,
+            "a person says so, where the policy's criteria say so and surefoot_pause_writes does not do it",
         ),
         *_each("attestation.no_user_facing_errors", SIGN_OFF, ATTESTATION, "no error reached a user"),
         *_each("attestation.no_support_tickets", SIGN_OFF, ATTESTATION, "no support ticket speaks of the migration"),
@@ -330,6 +341,9 @@ NOT_USED = {
     name: "attestation.mongodb_not_used"
     for name in ("railway.mongodb.deployed", "railway.mongodb.variable", "railway.mongodb.healthy")
 }
+
+# What nobody has to say where the run itself does it: without it there is no apply.
+DONE_BY_RUN = dict.fromkeys(("attestation.frontends_scaled", "attestation.jobs_disabled"), "run.writes_paused")
 
 # Which phases work on a copy: what they measure says nothing of the target.
 SHADOW_PHASES = ("rehearsal", "restore", "shadow")

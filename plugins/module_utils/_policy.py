@@ -18,7 +18,12 @@ import re
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
-from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, parse_duration, parse_rate
+from ansible_collections.surefoot.dbops.plugins.module_utils._values import (
+    human_duration,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 DEMANDS = ("required", "optional", "never")
 CRITERION_CHOICES = ("required", "optional")

@@ -50,6 +50,30 @@ def start_time(pid: int) -> int | None:
     return entry[1] if entry else None
 
 
+def lives(pid: int, started: int | None) -> bool:
+    """Whether the process of this pid and start time is there; without a start time, whether the pid is."""
+    if started is not None:
+        return start_time(pid) == started
+    try:  # a machine without /proc
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def is_ancestor(pid: int, started: int | None) -> bool:
+    """Whether it is this process, or one that this one descends from."""
+    current = os.getpid()
+    for _step in range(_MAX_ANCESTORS):
+        entry = _stat(current)
+        if entry is None:  # a machine without /proc
+            return pid in (os.getpid(), os.getppid())
+        if current == pid:
+            return entry[1] == started
+        current = entry[0]
+    return False
+
+
 def _is_controller(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:

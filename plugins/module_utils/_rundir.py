@@ -151,6 +151,7 @@ class Begun:
     used_up: bool
     backup: Results
     applied: tuple[str, ...] = ()
+    pauses_writes: bool = False
 
 
 def begun_run(path: str, name: str) -> Begun:
@@ -168,7 +169,15 @@ def begun_run(path: str, name: str) -> Begun:
     decided = os.path.isfile(os.path.join(directory, "go.json"))
     used_up = bool(summary.get("applied") or summary.get("rolled_back"))
     applied = tuple(map(str, summary.get("applied") or ()))
-    return Begun(directory, os.path.basename(directory), decided, used_up, summary.get("backup") or {}, applied)
+    return Begun(
+        directory,
+        os.path.basename(directory),
+        decided,
+        used_up,
+        summary.get("backup") or {},
+        applied,
+        bool(summary.get("pause_writes")),
+    )
 
 
 def check_monitored(begun: Begun) -> None:
@@ -231,8 +240,10 @@ PHASES = (
     "rehearsal",
     "baseline_shadow",
     "gate",
+    "pause",
     "migration",
     "verification",
+    "resume",
     "probes_after",
     "baseline_after",
     "server_log",
@@ -285,6 +296,7 @@ def summarize(
     stop_after: str = "",
     judgement: Results | None = None,
     rescue: Results | None = None,
+    pause_writes: Results | None = None,
 ) -> dict[str, t.Any]:
     """What the run did, as an object for ``run.json``.
 
@@ -294,6 +306,7 @@ def summarize(
     :param stop_after: the phase the run was asked to end after
     :param judgement: what the rollback matrix said, as an object
     :param rescue: result of the rollback that it decided; of the count of its losses when it came no further
+    :param pause_writes: the files of tasks that pause writes and resume them
     """
     migration, backup = phases["migration"], phases["backup"].get("backup") or {}
     checks = phases["verification"].get("checks") or []
@@ -324,9 +337,19 @@ def summarize(
         "sign_off": sign_off_of(phases["sign_off"]),
         "log_position": phases["server_log"].get("position"),
         "backup": {key: backup.get(key) for key in _BACKUP_FACTS} if backup else None,
+        "pause_writes": dict(pause_writes or {}),
+        "writes_paused": _writes_paused(phases, os.path.basename(run_dir or "")),
         "checks": {"run": len(checks), "failed": [check.get("name") for check in checks if not check.get("passed")]},
         "run_dir": run_dir,
     }
+
+
+def _writes_paused(phases: Phases, run_id: str) -> dict[str, t.Any] | None:
+    """Since when, and for how many seconds once they go on. None when this run did not pause them."""
+    paused, resumed = (phases[name].get("pause") or {} for name in ("pause", "resume"))
+    if paused.get("run_id") != run_id:
+        return None
+    return {"since": paused["since"], "seconds": resumed.get("seconds")}
 
 
 def _outcome(phases: Phases, action: str, finished: bool, check_mode: bool, stop_after: str, rescued: t.Any) -> str:
@@ -461,6 +484,11 @@ def describe(summary: Results, *, rollback_hint: str, report: str | None = None)
     elif summary["outcome"] == "stopped":
         go = shlex.quote(str(summary["run_dir"]))
         lines.append(f"  To go on: the same command without surefoot_stop_after, but with -e surefoot_go={go}")
+    if summary["outcome"] == "checked" and summary["pending"] and summary["pause_writes"]:
+        files = " and resumed by ".join(summary["pause_writes"][key] for key in ("pause", "resume"))
+        lines.append(f"  Writes would be paused by {files}; neither was run.")
+    elif summary["writes_paused"] and summary["writes_paused"]["seconds"] is not None:
+        lines.append(f"Writes were paused for {human_duration(summary['writes_paused']['seconds'])}.")
     for item in summary["migrations"]:
         if item.get("id") in done:
             lines.append(f"  {item['id']}: {_measures(item)}")

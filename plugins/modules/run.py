@@ -105,8 +105,8 @@ options:
     description:
       - Registered results of the run's tasks, or the names of the variables that hold them, under C(plan),
         C(preflight), C(probes_before), C(baseline_before), C(backup), C(shadow), C(rehearsal), C(baseline_shadow),
-        C(gate), C(migration), C(verification), C(probes_after), C(baseline_after), C(server_log), C(sign_off), and
-        C(monitor).
+        C(gate), C(pause), C(migration), C(verification), C(resume), C(probes_after), C(baseline_after), C(server_log),
+        C(sign_off), and C(monitor).
     type: dict
     default: {}
   stop_after:
@@ -134,6 +134,14 @@ options:
     type: list
     elements: dict
     default: []
+  pause_writes:
+    description:
+      - Files of tasks that pause the writes of the application before the apply and resume them afterwards, C(pause)
+        and C(resume). Only read here, with O(state=started). Relative to the directory C(ansible-playbook) was started
+        in.
+      - Empty where writes are not paused.
+    type: dict
+    default: {}
   rollback_checks:
     description:
       - What must hold after a rollback. Only read here, with O(state=started), so that a mistake does not come to light
@@ -222,6 +230,16 @@ decided:
   sample: false
 backup_taken:
   description: The backup that a run that goes on took before, with C(path) and C(manifest_sha256).
+  type: dict
+  returned: when O(state=started)
+  sample: {}
+pause_writes:
+  description: The files of tasks with absolute paths, C(pause) and C(resume). Empty when there are none.
+  type: dict
+  returned: when O(state=started)
+  sample: {}
+writes_paused:
+  description: What a run that was killed left paused, as of M(surefoot.dbops.write_pause). Empty when nothing is.
   type: dict
   returned: when O(state=started)
   sample: {}
@@ -322,6 +340,7 @@ def argument_spec() -> dict[str, dict[str, t.Any]]:
         "complete": {"type": "bool", "default": False},
         "rollback_hint": {"type": "str", "default": ""},
         "attestations": {"type": "list", "elements": "dict", "default": []},
+        "pause_writes": {"type": "dict", "default": {}},
         "rollback_checks": {"type": "list", "elements": "dict", "default": []},
         "notes": {"type": "list", "elements": "dict", "default": []},
         "notice": {"type": "dict", "default": {}},

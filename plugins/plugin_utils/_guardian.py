@@ -6,10 +6,11 @@
 
 """A process that outlives the playbook to remove its shadow, or to resume what it paused.
 
-Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data, as a paused pool holds up its
-clients. So whoever makes one for the length of a playbook leaves this process behind, before the first row is restored
-and before the pause: it waits for the end of ansible-playbook and of the worker, however they come, removes what is
-left of the run's shadow or resumes the pool, and ends. After a run that did so itself it finds nothing to do.
+Ansible runs no ``always`` after Ctrl-C or a kill, and a shadow holds production data, as a paused pool or application
+holds up its clients. So whoever makes one for the length of a playbook leaves this process behind, before the first row
+is restored and before the pause: it waits for the end of ansible-playbook and of the worker, however they come, removes
+what is left of the run's shadow, resumes the pool, or runs the playbook resume_writes, and ends. After a run that did
+so itself it finds nothing to do.
 """
 
 from __future__ import annotations
@@ -21,17 +22,26 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import ConnectionOptions
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import SurefootError
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import EnvironmentProblem, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._pgbouncer import console_options, resume_if_paused
-from ansible_collections.surefoot.dbops.plugins.module_utils._process import start_time
+from ansible_collections.surefoot.dbops.plugins.module_utils._process import lives, start_time
 from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import ShadowRequest, remove_shadow
+from ansible_collections.surefoot.dbops.plugins.module_utils._write_pause import (
+    claim_pause,
+    find_pause,
+    note_path,
+    release_pause,
+)
 
 _POLL_SECONDS = 0.5
 _ATTEMPTS, _RETRY_SECONDS = 10, 30
+_WORKERS_SECONDS = 60
+_RESUME_PLAYBOOK = "surefoot.dbops.resume_writes"
 _LOGIN = ("login_url", "login_host", "login_port", "login_user", "login_password", "login_db", "login_unix_socket",
           "ssl_mode", "ca_cert", "ssl_cert", "ssl_key", "session_role", "connect_params")  # fmt: skip
 
@@ -59,6 +69,17 @@ def guard_pool(params: t.Mapping[str, t.Any], directory: str) -> str:
     finally:
         os.close(descriptor)
     return token
+
+
+def guard_writes(base: str, host: str, run_id: str, words: t.Sequence[str], extra_vars: t.Sequence[str]) -> None:
+    """Called in a worker of ansible-playbook, before writes of ``host`` are paused.
+
+    :param base: directory of the run directories, where the note lies
+    :param words: options of ``ansible-playbook`` that lead to the same inventory
+    :param extra_vars: each ``@FILE``, or YAML that may hold secrets
+    """
+    subject = {"base": base, "host": host, "run_id": run_id, "words": [*words], "extra_vars": [*extra_vars]}
+    _leave({"task": "writes", **subject}, {})
 
 
 def call_off(token: str) -> None:
@@ -103,26 +124,22 @@ def _leave(request: dict[str, t.Any], params: t.Mapping[str, t.Any], *descriptor
         stdin.close()
 
 
-def _lives(pid: int, started: int | None) -> bool:
-    if started is not None:
-        return start_time(pid) == started
-    try:  # a machine without /proc
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
 def main() -> None:
     """What the process does."""
     request = json.load(sys.stdin)
-    while any(_lives(pid, started) for pid, started in request["makers"]):
+    workers: list[tuple[int, int | None]] = []
+    while any(lives(pid, started) for pid, started in request["makers"]):
         if _called_off(request):
             return
+        workers = _children(request["makers"][0][0]) or workers
+        time.sleep(_POLL_SECONDS)
+    # A worker that still does what is to be undone, or applies, comes to its end first.
+    end = time.monotonic() + _WORKERS_SECONDS
+    while request["task"] == "writes" and any(lives(*worker) for worker in workers) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
     if _called_off(request):
         return
-    undo = {"shadow": _remove_shadow, "pool": _resume_pool}[request["task"]]
+    undo = {"shadow": _remove_shadow, "pool": _resume_pool, "writes": _resume_writes}[request["task"]]
     for _attempt in range(_ATTEMPTS):
         with contextlib.suppress(SurefootError):
             undo(request)
@@ -130,7 +147,22 @@ def main() -> None:
         time.sleep(_RETRY_SECONDS)
 
 
+def _children(pid: int) -> list[tuple[int, int | None]]:
+    """Processes it started, with their start times; none on a machine that does not say."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as stream:
+            found = [(child, start_time(child)) for child in map(int, stream.read().split())]
+    except OSError:
+        return []
+    return [(child, started) for child, started in found if started is not None and child != os.getpid()]
+
+
 def _called_off(request: t.Mapping[str, t.Any]) -> bool:
+    if request["task"] == "writes":
+        with contextlib.suppress(SurefootError):
+            found = find_pause(request["base"], request["host"])
+            return found is None or found.run_id != request["run_id"]
+        return False
     return "called_off" in request and os.fstat(request["called_off"]).st_size > 0
 
 
@@ -142,6 +174,43 @@ def _remove_shadow(request: t.Mapping[str, t.Any]) -> None:
 
 def _resume_pool(request: t.Mapping[str, t.Any]) -> None:
     resume_if_paused(console_options(request["connection"]), request["database"])
+
+
+def _resume_writes(request: t.Mapping[str, t.Any]) -> None:
+    """With Ansible, and the inventory of the run that was killed: what resumes is a file of tasks.
+
+    :raises EnvironmentProblem: writes are still paused
+    """
+    base, host = request["base"], request["host"]
+    if _called_off(request):
+        return
+    note = claim_pause(base, host, (os.getpid(), start_time(os.getpid())), guardian=True)
+    words = [*request["words"], "--limit", host]
+    log = note_path(base, host)[: -len(".json")] + ".log"
+    with tempfile.TemporaryDirectory(prefix="surefoot-") as directory:
+        given = [*request["extra_vars"], json.dumps({"surefoot_resume_hosts": host, "surefoot_pause_base": base})]
+        for number, text in enumerate(given):
+            if text.startswith("@"):
+                words += ["-e", text]
+                continue
+            path = os.path.join(directory, f"{number}.yml")
+            with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+                stream.write(text)
+            words += ["-e", f"@{path}"]
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "ansible", "playbook", _RESUME_PLAYBOOK, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                check=False,
+            )
+        finally:
+            os.close(descriptor)
+    if not _called_off(request):
+        release_pause(base, note)
+        raise EnvironmentProblem(f"{note.line}: {log} says why they could not be resumed")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ MIGRATIONS_006 = (
 CALLBACKS = pathlib.Path(__file__).parent / "callbacks"
 # Actions that run no module: they decide, remember or speak, in the process of ansible-playbook.
 NO_MODULE = re.compile(
-    r"surefoot\.dbops\.run|ansible\.(builtin|legacy)\.(assert|debug|fail|set_fact|(include|import)_\w+|meta|validate_argument_spec)"
+    r"surefoot\.dbops\.(run|write_pause)|ansible\.(builtin|legacy)\.(assert|debug|fail|set_fact|(include|import)_\w+|meta|validate_argument_spec)"
 )
 
 

@@ -17,8 +17,10 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._criteria import (
     BOXES,
     CRITERIA,
     DEFAULTS,
+    DONE_BY_RUN,
     GO,
     NOT_USED,
+    SIGN_OFF,
     STAGES,
     Box,
 )
@@ -280,3 +282,21 @@ def test_a_go_needs_every_criterion_of_its_stage() -> None:
         broken = [*without, record(item["criterion"], "fail")]
         decision = decide(GO, broken, policy, attestations=said, now=NOW)
         assert decision.go is (CRITERIA[item["criterion"]].default == "optional"), item["criterion"]
+
+
+@pytest.mark.parametrize("name", sorted(DONE_BY_RUN))
+def test_what_the_run_does_itself_nobody_has_to_say(name: str) -> None:
+    """Its record takes the place of the attestation: asked for at the sign-off, since it is made after GO."""
+    policy = resolve_policy({"criteria": {name: "required"}})
+    done = DONE_BY_RUN[name]
+
+    def status_of(stage: str, criterion: str, records: t.Sequence[Record], *configured: str) -> str:
+        decision = decide(stage, records, policy, configured=configured, now=NOW)
+        return next(item.status for item in decision.judgements if item.criterion == criterion)
+
+    assert status_of(GO, name, []) == "missing"
+    assert status_of(GO, name, [], done) == "not_applicable"
+    assert status_of(SIGN_OFF, done, []) == "not_applicable"
+    assert status_of(SIGN_OFF, done, [], done) == "missing"
+    assert status_of(SIGN_OFF, done, [record(done, "fail")], done) == "fail"
+    assert status_of(SIGN_OFF, done, [record(done)], done) == "pass"
