@@ -70,6 +70,33 @@ def worker_lock(context: Context, migration: Migration, limits: Limits) -> t.Ite
         worker.close()  # frees the lock, whatever state the session is in
 
 
+@contextlib.contextmanager
+def one_batch(context: Context, migration: Migration, location: Location, *, enforce: bool) -> t.Iterator[None]:
+    """Around one of many transactions of a step, which begins with the block's first statement: committed at its end,
+    or nothing of it is left.
+
+    :param enforce: whether the lock budget bounds its locks
+    :raises OutcomeUnknown: the connection died at COMMIT
+    :raises SurefootError: what the server says
+    """
+    worker, watch = context.worker, context.watch
+    watch.begin(worker.pid, enforce=enforce)
+    try:
+        yield
+        worker.commit()
+    except CommitLost:
+        raise OutcomeUnknown(
+            f"{migration.id}: the connection died at COMMIT of a batch",
+            remedy="Run again: what tells of it was in the same transaction, so the next run knows.",
+            location=location,
+        ) from None
+    except psycopg2.Error as exc:
+        raise context.failed(exc, location, None) from None
+    finally:
+        worker.rollback()
+        watch.end()
+
+
 def obtain_worker_lock(context: Context) -> None:
     """Take the worker lock for the session; again after a statement that gives up every lock.
 

@@ -16,10 +16,10 @@ import re
 import time
 import typing as t
 
-from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import worker_lock
+from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import one_batch, worker_lock
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Context
-from ansible_collections.surefoot.dbops.plugins.module_utils._errors import OutcomeUnknown, PlanError
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import PlanError
 from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Progress
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import BackfillStep, Limits, Migration
 from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import guarded_row, render, secret_names
@@ -27,7 +27,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._secrets import loa
 from ansible_collections.surefoot.dbops.plugins.module_utils._sqltext import statements
 from ansible_collections.surefoot.dbops.plugins.module_utils._throttle import Brake
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import human_duration, milliseconds
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
@@ -165,7 +164,6 @@ class Backfills:
         self._action = context.action
         self._ledger = context.ledger
         self._worker = context.worker
-        self._watch = context.watch
         self._journal = context.journal
 
     def run(
@@ -180,7 +178,7 @@ class Backfills:
         """Batches until no row is left; the position is committed with each batch, so any stop resumes exactly
         there."""
         with worker_lock(self._context, migration, limits):
-            worker, watch = self._worker, self._watch
+            worker = self._worker
             sql = prepare_backfill(worker.connection, step)
             earlier = progress.get((number, WHOLE_STEP))
             position: list[str] | None = earlier.position if earlier is not None else None
@@ -191,8 +189,7 @@ class Backfills:
             pace = Pace(step.name, sql.estimated_rows if position is None else 0, self._say)
 
             def attempt(_number: int) -> tuple[int, list[str] | None]:
-                watch.begin(worker.pid, enforce=True)
-                try:
+                with one_batch(self._context, migration, step.location, enforce=True):
                     worker.execute(
                         f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
                         f" SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)}"
@@ -214,19 +211,7 @@ class Backfills:
                             position=last or position,
                         )
                     )
-                    worker.commit()
-                    return changed, last
-                except CommitLost:
-                    raise OutcomeUnknown(
-                        f"{migration.id}: the connection died at COMMIT of a batch",
-                        remedy="Run again: the position was in the same transaction, so the next run knows.",
-                        location=step.location,
-                    ) from None
-                except psycopg2.Error as exc:
-                    raise self._context.failed(exc, step.location, None) from None
-                finally:
-                    worker.rollback()
-                    watch.end()
+                return changed, last
 
             while not finished:
                 brake.hold(limits.retry.deadline)

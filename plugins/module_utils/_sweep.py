@@ -16,11 +16,10 @@ import functools
 import time
 import typing as t
 
-from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import worker_lock
+from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import one_batch, worker_lock
 from ansible_collections.surefoot.dbops.plugins.module_utils._connection import quote_identifier, quote_literal
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import WHOLE_STEP, Context
 from ansible_collections.surefoot.dbops.plugins.module_utils._errors import (
-    OutcomeUnknown,
     PlanError,
     SqlError,
     VerificationFailed,
@@ -29,7 +28,6 @@ from ansible_collections.surefoot.dbops.plugins.module_utils._ledger import Prog
 from ansible_collections.surefoot.dbops.plugins.module_utils._plan import Limits, Migration
 from ansible_collections.surefoot.dbops.plugins.module_utils._steps import ONLY, SweepStep, split_qualified
 from ansible_collections.surefoot.dbops.plugins.module_utils._values import milliseconds
-from ansible_collections.surefoot.dbops.plugins.module_utils._worker import CommitLost
 
 with contextlib.suppress(ImportError):  # reported by _connection.require_driver
     import psycopg2
@@ -209,27 +207,14 @@ class Sweeps:
         after: int,
         _attempt: int,
     ) -> tuple[int, int, bool]:
-        worker, watch = self._worker, self._watch
-        watch.begin(worker.pid, enforce=False)
-        try:
+        worker = self._worker
+        with one_batch(self._context, migration, step.location, enforce=False):
             worker.execute("BEGIN")
-            with watch.statement(may_block=False):
+            with self._watch.statement(may_block=False):
                 found, position, more = move(migration, step, after)
             self._mark(migration, number, digest, "cursor" if more else "done", rows + found, position)
             worker.execute("SET LOCAL synchronous_commit = on")
-            worker.commit()
-            return found, position, more
-        except CommitLost:
-            raise OutcomeUnknown(
-                f"{migration.id}: the connection died at COMMIT of a batch",
-                remedy="Run again: its record was in the same transaction, so the next run knows.",
-                location=step.location,
-            ) from None
-        except psycopg2.Error as exc:
-            raise self._context.failed(exc, step.location, None) from None
-        finally:
-            worker.rollback()
-            watch.end()
+        return found, position, more
 
     # --- into the quarantine
 
