@@ -3,15 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What clients notice while a column's type changes from text to uuid, with a foreign key.
 
-Four ways on the same table: no migration (control), one transaction with ALTER TYPE and ADD FOREIGN KEY (naive), a
-plain online script (by hand), and ``change_type``. pgbench reads and writes by primary key all the while, at a fixed
-rate; latency counts from the moment a transaction was due, so waiting behind a lock counts. It judges nothing: the
-numbers depend on the machine, the ratios much less.
+Five ways on the same table: no migration (control), one transaction with ALTER TYPE and ADD FOREIGN KEY (naive), a
+plain online script (by hand), ``change_type``, and the same held back by a pause between small batches (throttled).
+pgbench reads and writes by primary key all the while, with eight clients at a fixed rate, by default half of what the
+machine can do; latency counts from the moment a transaction was due, so waiting behind a lock counts. "we blocked" are
+the lines of the server's log that name a session of the migration as holder of a lock that a client waited 250 ms for.
+It judges nothing: the numbers depend on the machine, the ratios much less.
 
-    python tests/benchmarks/bench_online.py [--rows 200000] [--rate 300] [--ways control,naive,by_hand,change_type]
-                                            [--pause 0] [--batch 2000] [--control-seconds 20]
+    python tests/benchmarks/bench_online.py [--rows 200000] [--rate 0] [--control-seconds 20] [--batch 2000]
+        [--ways control,naive,by_hand,change_type,throttled] [--throttled-batch 500] [--pause 20ms]
 
-The whole measurement, some ten minutes:  --rows 5000000
+The whole measurement, some fifteen minutes:  --rows 5000000
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import typing as t
 
@@ -70,8 +73,37 @@ class Outcome:
     reads: list[float]
     writes: list[float]
     failed: int
-    blockers: int
+    waits: int
+    blocked: int
     slowest: list[tuple[float, float]]
+
+
+class Sessions:
+    """The processes of all sessions but the clients', while the block lasts."""
+
+    def __init__(self, database: Database) -> None:
+        self._connection = database.connect()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.pids: set[int] = set()
+
+    def __enter__(self) -> Sessions:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_args: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._connection.close()
+
+    def _look(self) -> None:
+        with self._connection.cursor() as cursor:
+            while not self._stopped.wait(0.1):
+                cursor.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    " AND application_name <> 'pgbench' AND pid <> pg_backend_pid()"
+                )
+                self.pids |= {int(row[0]) for row in cursor.fetchall()}
 
 
 class Clients:
@@ -83,7 +115,8 @@ class Clients:
             (directory / f"{name}.sql").write_text(text.format(rows=rows))
         self.directory = directory
         self.process = subprocess.Popen(
-            [program, "-n", "-c", "8", "-j", "2", "-R", str(rate), "-T", "100000", "-l", "-f", "read.sql"]
+            [program, "-n", "-c", "8", "-j", "2", "-T", "100000", "-l", "-f", "read.sql"]
+            + (["-R", str(rate)] if rate else [])
             + ["-f", "write.sql", "-h", server.host, "-p", str(server.port), "-U", server.superuser, database.name],
             cwd=directory,
             stdout=subprocess.PIPE,
@@ -101,11 +134,27 @@ class Clients:
         for path in self.directory.glob("pgbench_log.*"):
             for line in path.read_text().splitlines():
                 fields = line.split()
-                if len(fields) >= 7 and fields[2].isdigit():
+                if len(fields) >= 6 and fields[2].isdigit():
                     found[int(fields[3])].append(int(fields[2]) / 1000)
                     ends.append((int(fields[2]) / 1000, int(fields[4]) + int(fields[5]) / 1e6 - began))
         slowest = [(at, latency) for latency, at in sorted(ends, reverse=True)[:5]]
         return found[0], found[1], len(re.findall(r"(?i)\berror\b|aborted", output)), slowest
+
+
+def capacity(server: PgServer, rows: int) -> float:
+    """Transactions a second that eight clients can do when nothing holds them back."""
+    with temporary_database(server) as database, tempfile.TemporaryDirectory() as name:
+        prepare(database, rows)
+        clients = Clients(server, database, pathlib.Path(name), rows, 0)
+        time.sleep(15)
+        reads, writes, _failed, _slowest = clients.stop(0)
+        return (len(reads) + len(writes)) / 15
+
+
+def prepare(database: Database, rows: int) -> None:
+    database.query(SEED.format(rows=rows))
+    database.query("VACUUM ANALYZE profiles")
+    database.query("CHECKPOINT")
 
 
 def naive(database: Database) -> None:
@@ -195,30 +244,33 @@ def change_type(database: Database, directory: pathlib.Path, batch: int, pause: 
 def measure(way: str, server: PgServer, options: argparse.Namespace) -> Outcome:
     with temporary_database(server) as database, tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
-        database.query(SEED.format(rows=options.rows))
-        database.query("VACUUM ANALYZE profiles")
-        database.query("CHECKPOINT")
+        prepare(database, options.rows)
         logged = len(server.log_text())
         (directory / "clients").mkdir()
         clients = Clients(server, database, directory / "clients", options.rows, options.rate)
         time.sleep(2)
         began, clock = time.monotonic(), time.time()
-        try:
-            if way == "control":
-                time.sleep(options.control_seconds)
-            elif way == "naive":
-                naive(database)
-            elif way == "by_hand":
-                by_hand(database)
-            else:
-                change_type(database, directory, options.batch, options.pause, options.policy)
-        finally:
-            seconds = time.monotonic() - began
-            time.sleep(1)
-            reads, writes, failed, slowest = clients.stop(clock)
-        # A line names who waits, and in its detail who holds the lock.
-        blockers = len(re.findall(r"still waiting for|acquired .* after", server.log_text()[logged:]))
-        return Outcome(seconds, reads, writes, failed, blockers, slowest)
+        work: dict[str, t.Callable[[], None]] = {
+            "control": lambda: time.sleep(options.control_seconds),
+            "naive": lambda: naive(database),
+            "by_hand": lambda: by_hand(database),
+            "change_type": lambda: change_type(database, directory, options.batch, "0", options.policy),
+            "throttled": lambda: change_type(
+                database, directory, options.throttled_batch, options.pause, options.policy
+            ),
+        }
+        with Sessions(database) as sessions:
+            try:
+                work[way]()
+            finally:
+                seconds = time.monotonic() - began
+                time.sleep(1)
+                reads, writes, failed, slowest = clients.stop(clock)
+        # A line names who waits, and the next one who holds the lock.
+        holders = re.findall(r"still waiting for .*\n.*holding the lock: ([0-9, ]+)\.", server.log_text()[logged:])
+        named = [{int(pid) for pid in line.split(",")} for line in holders]
+        blocked = sum(not sessions.pids.isdisjoint(pids) for pids in named)
+        return Outcome(seconds, reads, writes, failed, len(named), blocked, slowest)
 
 
 def at(values: list[float], share: float) -> float:
@@ -229,27 +281,38 @@ def at(values: list[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--rate", type=int, default=300)
-    parser.add_argument("--ways", default="control,naive,by_hand,change_type")
+    parser.add_argument("--rate", type=int, default=0, help="transactions a second; 0: half of what is possible")
+    parser.add_argument("--ways", default="control,naive,by_hand,change_type,throttled")
     parser.add_argument("--batch", type=int, default=2000)
-    parser.add_argument("--pause", default="0")
+    parser.add_argument("--throttled-batch", type=int, default=500)
+    parser.add_argument("--pause", default="20ms")
     parser.add_argument("--policy", default="quarantine", choices=("abort", "quarantine"))
     parser.add_argument("--control-seconds", type=float, default=20)
     options = parser.parse_args()
-    print(f"{options.rows} rows, pgbench -c 8 -R {options.rate}; milliseconds from the moment a transaction was due")
     with running_server(settings=SETTINGS) as server:
+        options.rate = options.rate or round(capacity(server, options.rows) / 2)
+        print(f"{options.rows} rows, pgbench -c 8 -R {options.rate}; milliseconds from when a transaction was due")
+        outcomes = {}
         for way in options.ways.split(","):
-            found = measure(way, server, options)
+            found = outcomes[way] = measure(way, server, options)
             parts = [
                 f"{what} p99 {at(values, 0.99):.1f} p99.9 {at(values, 0.999):.1f} max {max(values, default=0):.1f}"
                 for what, values in (("writes", found.writes), ("reads", found.reads))
             ]
             print(
                 f"{way:12} {found.seconds:7.1f} s  {'; '.join(parts)}; {len(found.reads) + len(found.writes)} in all,"
-                f" {found.failed} failed, {found.blockers} lock waits of 250 ms logged",
+                f" {found.failed} failed, {found.waits} lock waits of 250 ms logged, we blocked {found.blocked}\n"
+                "    slowest: " + ", ".join(f"{milli:.0f} ms at {second:.1f} s" for second, milli in found.slowest),
                 flush=True,
             )
-            print("    slowest: " + ", ".join(f"{milli:.0f} ms at {second:.1f} s" for second, milli in found.slowest))
+    for way, other in (("change_type", "by_hand"), ("throttled", "control")):
+        if way in outcomes and other in outcomes:
+            one, two = outcomes[way], outcomes[other]
+            ours, theirs = one.reads + one.writes, two.reads + two.writes
+            print(
+                f"{way} / {other}: duration {one.seconds / two.seconds:.2f},"
+                f" p99.9 {at(ours, 0.999) / at(theirs, 0.999):.2f}, max {max(ours) / max(theirs):.2f}"
+            )
 
 
 if __name__ == "__main__":
