@@ -44,10 +44,10 @@ options:
     required: true
   migrations:
     description:
-      - The migration set to begin with. V(lancio_platform) is a copy of the set the collection ships, V(starter) a plan
-        with one table.
+      - The migration set to begin with. V(lancio_platform) and V(scrapersky_rbac) are copies of the sets the
+        collection ships, V(starter) a plan with one table.
     type: str
-    choices: [lancio_platform, starter]
+    choices: [lancio_platform, scrapersky_rbac, starter]
     default: lancio_platform
 """
 
@@ -81,12 +81,14 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+_SETS = ["lancio_platform", "scrapersky_rbac", "starter"]
+
 
 def argument_spec() -> dict[str, dict[str, t.Any]]:
     """The options, for the action plugin that does the work."""
     return {
         "dest": {"type": "str", "required": True},
-        "migrations": {"type": "str", "choices": ["lancio_platform", "starter"], "default": "lancio_platform"},
+        "migrations": {"type": "str", "choices": _SETS, "default": "lancio_platform"},
     }
 
 

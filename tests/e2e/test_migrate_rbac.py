@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing as t
+import uuid
 
 from ansible_collections.surefoot.dbops.tests.support.migrations import run
 from ansible_collections.surefoot.dbops.tests.support.rbac import SET, fill
@@ -69,3 +71,70 @@ def test_rbac_integrity_as_typed(app: App) -> None:
 
     again = app.playbook(*words, env=env)
     assert (again.returncode, again.changed) == (0, 0), again.output
+
+
+def test_the_way_back_keeps_what_was_written_and_leaves_nothing(app: App) -> None:
+    """In a directory as init lays it out for this set."""
+    database = app.database
+    database.query("CREATE EXTENSION pg_stat_statements")
+    run(SET, database, only=("000_baseline",), include_manual=("000_baseline",))
+    dirt = fill(database, 500, every=50)
+    assert app.playbook("surefoot.dbops.init", "-e", "dest=rbac", "-e", "migrations=scrapersky_rbac").returncode == 0
+    project = dataclasses.replace(app, directory=app.directory / "rbac")
+    env = {"DATABASE_URL": app.url}
+    words = ("-i", "staging", "-e", json.dumps({"surefoot_policy": {**UNPROVEN, "lock_budget": "2s"}}))
+    before = project.schema()
+    tables = ("profiles", "user_roles", "permissions", "sidebar_features")
+    rows = {name: database.scalar(f"SELECT count(*) FROM {name}") for name in tables}
+
+    migrated = project.playbook("migrate_rbac_integrity.yml", *words, env=env)
+    assert migrated.returncode == 0, migrated.output
+    assert project.last_run()["applied"] == MIGRATIONS
+    assert "rollback_rbac_integrity" in migrated.summary()
+    evidence = project.evidence()
+    assert evidence["migration.quarantine"]["measured"]["rows"] == dirt.profiles + dirt.user_roles + dirt.features
+    assert {evidence[f"rbac.{name}"]["verdict"] for name in ("orphans", "isolation", "plans", "refused")} == {"pass"}
+    assert evidence["rbac.tenant_bound"]["measured"] in (100, "100.0")
+
+    # Clients of the new column, as they are of the old one.
+    tenant = database.scalar("SELECT id FROM tenants WHERE name = 't1'")
+    other = database.scalar("SELECT id FROM tenants WHERE name = 't2'")
+    new = str(uuid.uuid4())
+    database.query("INSERT INTO profiles (id, tenant_id, email) VALUES (%s, %s, 'new@example.com')", (new, tenant))
+    database.query("INSERT INTO user_roles (user_id, role_id, tenant_id) VALUES (%s, 1, %s)", (new, tenant))
+    database.query("INSERT INTO permissions (tenant_id, name) VALUES (%s, 'new')", (tenant,))
+    database.query("INSERT INTO sidebar_features (tenant_id, requires_permission) VALUES (%s, 'new')", (tenant,))
+    moved = database.scalar("SELECT max(id::text) FROM profiles WHERE tenant_id = %s AND id <> %s", (tenant, new))
+    database.query("UPDATE user_roles SET tenant_id = %s WHERE user_id = %s", (other, moved))
+    database.query("UPDATE profiles SET tenant_id = %s WHERE id = %s", (other, moved))
+
+    back = project.playbook("rollback_rbac_integrity.yml", *words, env=env)
+    assert back.returncode == 0, back.output
+    assert "3 migrations rolled back" in back.summary()
+    assert project.schema() == before
+    evidence = project.evidence()
+    for name in ("type", "foreign_keys", "nothing_left", "quarantine"):
+        assert evidence[f"rollback.rbac.{name}"]["verdict"] == "pass", evidence[f"rollback.rbac.{name}"]
+    assert evidence["migration.quarantine"]["verdict"] == "pass"
+    assert database.scalar("SELECT tenant_id FROM profiles WHERE id = %s", (new,)) == tenant
+    assert database.scalar("SELECT tenant_id FROM profiles WHERE id = %s", (moved,)) == other
+    # Every row of before is there, those of the quarantine too, and one more of each.
+    assert {name: database.scalar(f"SELECT count(*) FROM {name}") for name in tables} == {
+        name: count + 1 for name, count in rows.items()
+    }
+    assert database.scalar("SELECT count(*) FROM profiles WHERE tenant_id ~ '^tenant-'") == dirt.profiles // 2
+
+    again = project.playbook("rollback_rbac_integrity.yml", *words, env=env)
+    assert (again.returncode, again.changed) == (0, 0), again.output
+
+    # Each of the checks can fail.
+    database.query("ALTER TABLE user_roles ADD CONSTRAINT fk_user_roles_tenant FOREIGN KEY (role_id) REFERENCES roles")
+    database.query("CREATE INDEX user_roles_user_id ON user_roles (user_id)")
+    database.query("ALTER TABLE profiles ALTER tenant_id DROP NOT NULL")
+    database.query(
+        "INSERT INTO surefoot.quarantine (run_id, set_name, migration_id, table_name, key, reason, row, dependents)"
+        " VALUES ('r', 'scrapersky_rbac', '1_1_profiles_tenant_uuid', 'x', '[]', 'x', '{}', '[]')"
+    )
+    left = project.playbook("rollback_rbac_integrity.yml", *words, env=env)
+    assert left.returncode != 0, left.output
+    assert "4 of 4 checks failed" in left.output and "rows left in the quarantine: 1" in left.output
