@@ -13,7 +13,8 @@ import uuid
 from ansible_collections.surefoot.dbops.tests.support.migrations import run
 from ansible_collections.surefoot.dbops.tests.support.rbac import SET, fill
 
-from .conftest import UNPROVEN, App
+from .conftest import UNPROVEN, App, Outcome
+from .test_outside import Outside, accepted, aws, moto, outside  # noqa: F401  (fixtures)
 
 MIGRATIONS = ["1_1_profiles_tenant_uuid", "2_1_user_roles_profile", "3_1_sidebar_features_permission"]
 
@@ -68,6 +69,18 @@ def test_rbac_integrity_as_typed(app: App) -> None:
         assert evidence[criterion]["verdict"] == "pass", evidence[criterion]
     moved = database.scalar("SELECT count(*) FROM surefoot.quarantine")
     assert moved == dirt.profiles + dirt.user_roles + dirt.features
+
+    # The limits that the document has somebody look at.
+    required = {
+        "watch.connections": "at most 90%",
+        "watch.wal_rate": "at most 1.0 GB",
+        "watch.quarantine": "at most 1.0 GB",
+    }
+    for criterion, limit in required.items():
+        assert evidence[criterion]["verdict"] == "pass", evidence[criterion]
+        assert limit in evidence[criterion]["required"]
+    sizes = [json.loads(line) for line in (app.run_directories()[-1] / "watch.jsonl").read_text("utf-8").splitlines()]
+    assert sizes[-1]["quarantine_bytes"] > 0, "what went to the quarantine is measured"
 
     again = app.playbook(*words, env=env)
     assert (again.returncode, again.changed) == (0, 0), again.output
@@ -138,3 +151,73 @@ def test_the_way_back_keeps_what_was_written_and_leaves_nothing(app: App) -> Non
     left = project.playbook("rollback_rbac_integrity.yml", *words, env=env)
     assert left.returncode != 0, left.output
     assert "4 of 4 checks failed" in left.output and "rows left in the quarantine: 1" in left.output
+
+
+def _integrity(app: App, policy: dict[str, t.Any], **given: t.Any) -> Outcome:
+    variables = {"surefoot_policy": {**UNPROVEN, **policy}, "surefoot_migrations": str(SET), **given}
+    words = ("surefoot.dbops.migrate_rbac_integrity", "-i", "staging", "-e", json.dumps(variables))
+    return app.playbook(*words, env={"DATABASE_URL": app.url})
+
+
+def test_the_limits_of_the_document_stop_the_run(app: App) -> None:
+    app.database.query("CREATE EXTENSION pg_stat_statements")
+    run(SET, app.database, only=("000_baseline",), include_manual=("000_baseline",))
+    fill(app.database, 1000)
+    # Every server is above one percent; one sample is enough here.
+    criteria = {**UNPROVEN["criteria"], "preflight.connections": "optional"}
+    policy = {"pool_saturation_max": "1%", "watch_samples": 1, "criteria": criteria}
+    outcome = _integrity(app, policy)
+    assert outcome.returncode != 0
+    assert "connections used" in outcome.summary() and "required at most 1%" in outcome.summary()
+    tenant = (
+        "SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'profiles'::regclass AND attname = 'tenant_id'"
+    )
+    assert app.database.scalar(tenant) == "text"
+
+
+def test_the_snapshot_is_confirmed_at_the_gate(app: App, outside: Outside) -> None:  # noqa: F811
+    """The boxes before the migration and during it. moto stands for AWS."""
+    app.database.query("CREATE EXTENSION pg_stat_statements")
+    run(SET, app.database, only=("000_baseline",), include_manual=("000_baseline",))
+    fill(app.database, 3000)
+    policy = {"backup": "required", "rehearsal": "required", "lock_budget": "2s"}
+    rds = {"surefoot_rds": outside.variables["surefoot_rds"]}
+
+    outside.aws.refused["CreateDBSnapshot"] = (400, "SnapshotQuotaExceeded", "no more snapshots")
+    refused = _integrity(app, policy, **rds)
+    assert refused.returncode != 0
+    assert "FAILED in phase snapshot; no migration was applied" in refused.summary()
+    outside.aws.refused.clear()
+
+    # Beside the dump, which is restored for the dry run.
+    outcome = _integrity(app, policy, **rds)
+    assert outcome.returncode == 0, outcome.output
+    assert app.last_run()["applied"] == MIGRATIONS and len(outside.snapshots()) == 1
+    assert _boxes(app) == dict.fromkeys((206, 207, 208, 211, 212, 213), "pass")
+
+
+def test_a_snapshot_instead_of_a_dump_leaves_the_dry_run_open(app: App, outside: Outside) -> None:  # noqa: F811
+    """A sample is rehearsed, and migrations that sweep all rows are not proven by it: the gate says so."""
+    app.database.query("CREATE EXTENSION pg_stat_statements")
+    run(SET, app.database, only=("000_baseline",), include_manual=("000_baseline",))
+    fill(app.database, 1000)
+    policy = {"backup": "required", "rehearsal": "required", "lock_budget": "2s", "criteria": accepted()}
+    rds = {"surefoot_rds": outside.variables["surefoot_rds"], "surefoot_backup_method": "rds_snapshot"}
+    outcome = _integrity(app, policy, **rds)
+    assert outcome.returncode != 0
+    missing = app.last_run()["not_measured"]
+    assert missing and all(name.startswith("rehearsal.") for name in missing), missing
+    assert _boxes(app) == {206: "pass", 207: "missing", 208: "pass"}
+    assert len(outside.snapshots()) == 1
+
+
+def _boxes(app: App) -> dict[int, str]:
+    """Those of the document before the migration and during it, by their line."""
+    gate = json.loads((app.run_directories()[-1] / "gate.json").read_text(encoding="utf-8"))
+    found = {
+        int(line): box["status"]
+        for box in gate["boxes"]
+        for name, line in [box["id"].split(":")]
+        if name == "integrity"
+    }
+    return {line: status for line, status in found.items() if line < 216}
