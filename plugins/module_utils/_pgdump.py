@@ -766,10 +766,11 @@ def hash_statement(
         inner += f" WHERE ('x' || substr(md5({keys}), 1, 8))::bit(32)::bigint % {modulus} = 0"
     inner += f" WHERE {where}" if where else ""
     total = f"(SELECT count(*) FROM ONLY {table})" if modulus else "count(*)"
-    # OFFSET 0 keeps the planner from making the text once for each seed.
+    # OFFSET 0 keeps the planner from making the text once for each seed. By its alias the statement is told from those
+    # of clients.
     return (
         f"SELECT {total} AS rows, count(*) AS hashed, coalesce(sum(hashtextextended(r, 1)), 0)::text AS high,"
-        f" coalesce(sum(hashtextextended(r, 2)), 0)::text AS low FROM ({inner} OFFSET 0) AS texts"
+        f" coalesce(sum(hashtextextended(r, 2)), 0)::text AS low FROM ({inner} OFFSET 0) AS surefoot_texts"
     )
 
 

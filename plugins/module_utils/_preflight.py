@@ -1474,7 +1474,9 @@ def _typed_users(facts: t.Mapping[str, t.Any], wanted: Wanted) -> Finding:
     if not reason and result.unread:
         reason = f"{result.unread} statements without a text: the role or pg_stat_statements' file does not show it"
     if not reason and result.silent:
-        reason = f"pg_stat_statements knows no statement of {', '.join(dict.fromkeys(result.silent))}"
+        reason = (
+            f"pg_stat_statements knows no statement that uses the column of {', '.join(dict.fromkeys(result.silent))}"
+        )
         reason += f" since {asked['since']}" if asked["since"] else ""
     nothing = not asked["columns"]
     verdict = "not_applicable" if nothing else "fail" if result.found else "not_measured" if reason else "pass"

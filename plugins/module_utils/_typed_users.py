@@ -267,8 +267,8 @@ class User:
 
 @dataclasses.dataclass(frozen=True)
 class Users:
-    """What was found. ``seen`` are the statements that speak of the tables, ``unread`` those without a text,
-    ``silent`` the tables that no statement speaks of."""
+    """What was found. ``seen`` are the statements that use the columns in whatever way, ``unread`` those without a
+    text, ``silent`` the tables of which no statement does."""
 
     found: tuple[User, ...]
     functions: int
@@ -296,9 +296,11 @@ def users(facts: t.Mapping[str, t.Any]) -> Users:
                 unread += 1
                 continue
             words = list(tokens(query))
-            if not _by_clients(words) or not _Text(words, column, elsewhere).speaks_of_it:
+            text = _Text(words, column, elsewhere)
+            if not _by_clients(words) or not text.speaks_of_it:
                 continue
-            spoken += 1
+            # A dump copies every table: that tells nothing of clients.
+            spoken += words[0].value != "copy" and (text.names_it or text.returns_all)
             kinds = statement_kinds(query, column, elsewhere)
             if kinds:
                 found.append(User(column.label, number, kinds, without_literals(query), calls))
@@ -334,6 +336,8 @@ def without_literals(query: str) -> str:
     text, end = "", 0
     for word in tokens(query):
         shown = {"string": "'...'", "dollar_string": "'...'", "number": "?"}.get(word.kind, word.text)
+        if word.kind == "dollar_string" and text.lower() == "do":
+            shown = f"$${without_literals(word.value)}$$"  # the block itself
         text += (" " if text and word.offset > end else "") + " ".join(shown.split())
         end = word.offset + len(word.text)
     text = redact(text)

@@ -35,7 +35,7 @@ def test_users_of_the_text_are_a_no_go_until_somebody_waives_them(app: App) -> N
     unseen = play()
     assert unseen.returncode != 0 and "NO-GO" in unseen.output, unseen.output
     assert f"missing: {CRITERION}: not measured" in unseen.output
-    assert "knows no statement of public.profiles" in unseen.output
+    assert "knows no statement that uses the column of public.profiles" in unseen.output
 
     fill(database, 100, every=1000)
     database.query("SELECT id FROM profiles WHERE tenant_id LIKE 'geheim%'")

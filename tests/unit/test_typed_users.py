@@ -184,6 +184,10 @@ def test_functions_are_judged_by_source_signature_and_what_runs_them() -> None:
 
 def test_nothing_of_a_literal_is_kept() -> None:
     query = "SELECT E'geheim\\n',  $$secret$$, 4711\n -- private\n FROM t WHERE x.y::text='it''s' AND z=$1"
+    assert (
+        without_literals("DO $x$BEGIN PERFORM f($$a$$, 'b', 3); END$x$")
+        == "DO $$BEGIN PERFORM f('...', '...', ?); END$$"
+    )
     assert without_literals(query) == "SELECT '...', '...', ? FROM t WHERE x.y::text='...' AND z=$1"
 
 
@@ -210,9 +214,16 @@ def test_a_pass_needs_a_statement_of_the_table_that_was_seen() -> None:
     assert (found.verdict, found.measured["statements"]) == ("pass", 1)
     silent = typed([("1", "SELECT 1 FROM user_roles", 7)], since="2026-11-22T00:00:00+00:00")
     assert silent.verdict == "not_measured" and silent.measured.startswith(silent.summary)
-    assert "no statement of public.profiles since 2026-11-22" in silent.summary
+    assert "no statement that uses the column of public.profiles since 2026-11-22" in silent.summary
     # What the rehearsal, the dump and the checks of the plan read are no clients.
-    assert typed([("1", "SELECT * FROM profiles AS surefoot_check", 1)]).verdict == "not_measured"
+    for ours in (
+        "SELECT * FROM profiles AS surefoot_check",
+        "COPY public.profiles (id, tenant_id, email) TO stdout",
+        "SELECT count(*) FROM ONLY public.profiles",
+    ):
+        assert typed([("1", ours, 1)]).verdict == "not_measured", ours
+    # One of a client would be.
+    assert typed([("1", "COPY (SELECT id FROM profiles WHERE tenant_id LIKE 'x') TO stdout", 1)]).verdict == "fail"
 
 
 @pytest.mark.parametrize("text", [None, "<insufficient privilege>"])
