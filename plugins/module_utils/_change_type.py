@@ -191,14 +191,18 @@ class Change:
             "  END IF;\n  RETURN NEW;\nEND\n"
         )
 
-    def make_triggers(self, column: str, indent: str = "") -> str:
-        """The two triggers; the one of UPDATE is not even called while the value stays the same."""
+    def make_triggers(self, column: str, indent: str = "", *, watched: t.Sequence[str] = ()) -> str:
+        """The two triggers; the one of UPDATE is not even called while the value stays the same.
+
+        :param watched: other columns, whose changes call it too
+        """
         insert, update = (quoted(name) for name in self.triggers)
+        changed = " OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in map(quoted, (column, *watched)))
         return (
             f"{indent}CREATE TRIGGER {insert} BEFORE INSERT ON {self.target}"
             f" FOR EACH ROW EXECUTE FUNCTION {self.sync}();\n"
             f"{indent}CREATE TRIGGER {update} BEFORE UPDATE ON {self.target} FOR EACH ROW"
-            f" WHEN (OLD.{quoted(column)} IS DISTINCT FROM NEW.{quoted(column)}) EXECUTE FUNCTION {self.sync}();\n"
+            f" WHEN ({changed}) EXECUTE FUNCTION {self.sync}();\n"
         )
 
     def drop_triggers(self, indent: str = "") -> str:
@@ -317,7 +321,8 @@ class Change:
             f"SELECT pg_catalog.count({self.why}({quoted(self.column)})) FROM (SELECT {quoted(self.column)}"
             f" FROM {self.target} WHERE {quoted(self.column)} IS NOT NULL LIMIT 1) AS one;\n"
             f"ALTER TABLE {self.target} ADD COLUMN {quoted(self.new)} {self.to};\n"
-            f"{self.make_triggers(self.column)}"
+            # A row whose key changes can go to where the backfill has been.
+            f"{self.make_triggers(self.column, watched=self.key)}"
         )
 
     def door(self) -> str:

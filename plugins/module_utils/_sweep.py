@@ -114,6 +114,9 @@ class Sweeps:
         self._worker = context.worker
         self._watch = context.watch
         self._journal = context.journal
+        # Of rows to be put back: why one could not be, and whether another was since the first of them was tried.
+        self._refused: dict[int, str] = {}
+        self._restored = False
 
     def run(
         self,
@@ -139,12 +142,15 @@ class Sweeps:
                 move = self._move if step.mode == "quarantine" else self._restore
                 after = int(earlier.position or 0) if earlier is not None and step.mode == "restore" else 0
                 more = True
+                self._refused, self._restored = {}, after > 0
                 while more:
                     attempt = functools.partial(self._batch, move, migration, number, step, digest, rows, after)
                     found, after, more = self._context.with_retries(migration, limits, attempt)
                     rows += found
                 if step.mode == "quarantine":
                     self._journal.moved[migration.id] = self._journal.moved.get(migration.id, 0) + rows
+                for reason in self._refused.values():
+                    self._journal.warn(reason)
                 tag = f"{'QUARANTINE' if step.mode == 'quarantine' else 'RESTORE'} {rows}"
         self._journal.note(migration, step.name, step.location.line, tag, time.monotonic() - clock)
 
@@ -343,7 +349,8 @@ class Sweeps:
     # --- and back
 
     def _restore(self, migration: Migration, step: SweepStep, after: int) -> tuple[int, int, bool]:
-        """Rows whose place was taken meanwhile stay in the quarantine."""
+        """Rows whose place was taken meanwhile stay in the quarantine. Rows may refer to others that come later: as long
+        as one could be put back, the others are tried again."""
         worker = self._worker
         connection = worker.connection
         quarantine = self._ledger.quarantine(connection)
@@ -369,13 +376,18 @@ class Sweeps:
                 worker.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 worker.execute("SET CONSTRAINTS ALL DEFERRED; RELEASE SAVEPOINT surefoot_restore")
                 restored += 1
+                self._restored = True
+                self._refused.pop(id_, None)
             except psycopg2.IntegrityError as exc:
                 worker.execute("ROLLBACK TO SAVEPOINT surefoot_restore")
-                self._journal.warn(
+                self._refused[id_] = (
                     f"{migration.id}: quarantine {id_} of {table} stays there: {exc.pgcode} when it was to be put back"
                 )
-        last = int(kept[-1][0]) if kept else after
-        return restored, last, len(kept) == step.batch
+        if len(kept) == step.batch:
+            return restored, int(kept[-1][0]), True
+        again = bool(self._refused) and self._restored
+        self._restored = False
+        return restored, 0, again
 
     def _insert(self, table: str, row: str) -> str:
         connection: Connection = self._worker.connection

@@ -450,3 +450,33 @@ def test_rollback_at_each_step_keeps_what_was_written_meanwhile(stop: str, plan:
     values = {row[0]: normal(row[1]) for row in rows(app)["profiles"]}
     assert {number: values[number] for number in found.written} == found.written
     assert schema(app) == before
+
+
+def test_row_whose_key_changes_during_the_backfill_is_converted(plan: MigrationSet, app: Database) -> None:
+    """It goes to where the backfill has been."""
+    app.query("CREATE TABLE app.w (id integer PRIMARY KEY, v text, note text)")
+    app.query("INSERT INTO app.w SELECT n, n::text FROM generate_series(1, 10) AS n")
+    app.query(
+        "CREATE FUNCTION app.move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF OLD.id = 1 THEN UPDATE app.w SET id = -10 WHERE id = 10; END IF; RETURN NULL; END $$;"
+        " CREATE TRIGGER move AFTER UPDATE ON app.w FOR EACH ROW EXECUTE FUNCTION app.move()"
+    )
+    step = {"table": "app.w", "column": "v", "to": "integer", "key": "id", "batch": 3}
+    plan.add("001", steps=[{"change_type": {**step, "not_null": True, "on_invalid": "quarantine"}}])
+    run(plan, app)
+    assert app.scalar("SELECT count(*) FROM surefoot.quarantine") == 0
+    assert app.scalar("SELECT v FROM app.w WHERE id = -10") == 10
+
+
+def test_rows_that_refer_to_each_other_all_come_back(plan: MigrationSet, app: Database) -> None:
+    """The first of them refers to the last, which is put back after it."""
+    app.query("CREATE TABLE app.tree (id integer PRIMARY KEY, parent integer REFERENCES app.tree, v text)")
+    app.query("INSERT INTO app.tree SELECT n, nullif(n + 1, 6), 'x' FROM generate_series(5, 1, -1) AS n")
+    before, old = schema(app), app.query("SELECT * FROM app.tree ORDER BY 1")
+    step = {"table": "app.tree", "column": "v", "to": "integer", "key": "id", "on_invalid": "quarantine"}
+    plan.add("001", steps=[{"change_type": step}])
+    run(plan, app)
+    assert app.scalar("SELECT count(*) FROM app.tree") == 0
+    results = run(plan, app, state="rolled_back", to="001")
+    assert app.query("SELECT * FROM app.tree ORDER BY 1") == old and schema(app) == before
+    assert not any("stays there" in note for note in results["notes"])
