@@ -8,14 +8,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pathlib
 import random
-import signal
-import subprocess
-import sys
 import time
 import typing as t
 
@@ -23,8 +18,6 @@ import pytest
 
 from ansible_collections.surefoot.dbops.tests.support.migrations import (
     MigrationSet,
-    environment,
-    module_params,
     nothing_left,
     run,
     sessions,
@@ -32,6 +25,7 @@ from ansible_collections.surefoot.dbops.tests.support.migrations import (
     worker_running,
 )
 from ansible_collections.surefoot.dbops.tests.support.pgserver import Database, PgServer, temporary_database
+from ansible_collections.surefoot.dbops.tests.support.playbook import Playbook
 
 RUNS = int(os.environ.get("SUREFOOT_FAULT_RUNS", "12"))
 SEED = int(os.environ.get("SUREFOOT_FAULT_SEED", "2026"))
@@ -101,70 +95,6 @@ def picture(database: Database) -> dict[str, t.Any]:
             "SELECT migration_id, action FROM surefoot.attempts WHERE outcome = 'succeeded' ORDER BY 1"
         ),
     }
-
-
-class Playbook:
-    """A real ansible-playbook with one task."""
-
-    def __init__(self, directory: pathlib.Path, plan: MigrationSet, database: Database, way: str) -> None:
-        task: dict[str, t.Any] = {
-            "surefoot.dbops.postgresql_migration": module_params(plan, database, retry={"deadline": "60s"})
-        }
-        if way == "module":
-            task["environment"] = {"SUREFOOT_TEST": "a module of its own"}
-        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}
-        # A variable, as in the inventories: what the environment says is not known before the module runs.
-        play["vars"] = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-        path = directory / "play.yml"
-        path.write_text(json.dumps([play]), encoding="utf-8")
-        self.process = subprocess.Popen(
-            [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", "localhost,", str(path)],
-            cwd=directory,
-            env=environment(
-                LC_ALL="C.UTF-8",
-                ANSIBLE_HOME=str(directory / "home"),
-                ANSIBLE_REMOTE_TEMP=str(directory / "remote"),
-                ANSIBLE_NOCOLOR="1",
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def wait(self) -> str:
-        """Its output, once it has ended."""
-        output, _nothing = self.process.communicate(timeout=90)
-        return output
-
-    def tree(self) -> list[int]:
-        """The process and everything below it, also what has made itself a session of its own."""
-        children: dict[int, list[int]] = {}
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    fields = pathlib.Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
-                    children.setdefault(int(fields[1]), []).append(int(entry.name))
-        found = [self.process.pid]
-        for pid in found:
-            found.extend(children.get(pid, []))
-        return found
-
-    def strike(self, kind: str, database: Database) -> None:
-        if kind == "kill parent":
-            self.process.kill()
-        elif kind == "kill tree":
-            for pid in self.tree():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        elif kind == "SIGTERM parent":
-            self.process.send_signal(signal.SIGTERM)
-        elif kind == "SIGINT parent":
-            self.process.send_signal(signal.SIGINT)
-        else:
-            for pid in sessions(database, f"surefoot:{kind.split()[1]}%"):
-                database.query("SELECT pg_terminate_backend(%s)", (pid,))
 
 
 @pytest.fixture(scope="module")

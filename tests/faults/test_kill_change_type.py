@@ -1,189 +1,182 @@
 # Copyright (c) 2026, Surefoot contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``change_type`` killed at any moment while clients write: the next run finishes, and the counts add up.
+"""The RBAC set killed at any moment while clients write: the next run finishes, and the counts add up.
 
 ``SUREFOOT_FAULT_RUNS`` is the number of moments (12), ``SUREFOOT_FAULT_SEED`` picks others.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import pathlib
 import random
-import threading
+import signal
 import time
 import typing as t
-import uuid
 
 import psycopg2
 import pytest
 
 from ansible_collections.surefoot.dbops.tests.support.migrations import (
-    MigrationSet,
-    ModuleProcess,
-    applied,
     dump,
-    module_params,
     nothing_left,
     run,
     sessions,
     wait_until,
 )
-from ansible_collections.surefoot.dbops.tests.support.pgserver import Database, PgServer, temporary_database
+from ansible_collections.surefoot.dbops.tests.support.pgserver import (
+    Database,
+    PgServer,
+    running_server,
+    temporary_database,
+)
+from ansible_collections.surefoot.dbops.tests.support.playbook import Playbook
+from ansible_collections.surefoot.dbops.tests.support.rbac import (
+    SET,
+    Writers,
+    account,
+    contents,
+    expected,
+    fill,
+    writers,
+)
 
 RUNS = int(os.environ.get("SUREFOOT_FAULT_RUNS", "12"))
 SEED = int(os.environ.get("SUREFOOT_FAULT_SEED", "2026"))
-KINDS = ("kill", "terminate worker", "terminate control")
-ROWS = 3000
-TENANTS = [str(uuid.UUID(int=number)) for number in range(1, 6)]
+# kill -9 of a backend takes the whole server down; it comes back by itself.
+KINDS = (
+    "kill parent", "kill group", "terminate worker", "kill tree", "terminate control", "kill backend",
+)  # fmt: skip
+WAYS = ("worker", "module")
+ROWS, EVERY = 3000, 50
+FIRST = "1_1_profiles_tenant_uuid"
 
-
-def prepare(database: Database) -> None:
-    """Every fiftieth row cannot be converted, and every fiftieth has no parent."""
-    database.query("CREATE TABLE tenants (id uuid PRIMARY KEY)")
-    database.query("INSERT INTO tenants SELECT unnest(%s::uuid[])", (TENANTS,))
-    database.query("CREATE TABLE profiles (id bigint PRIMARY KEY, tenant_id text NOT NULL)")
-    database.query("CREATE TABLE roles (id bigint PRIMARY KEY, profile bigint REFERENCES profiles)")
-    database.query("CREATE INDEX profiles_tenant ON profiles (tenant_id)")
-    database.query(
-        "INSERT INTO profiles SELECT n, CASE n %% 50 WHEN 0 THEN 'dirt ' || n WHEN 1 THEN gen_random_uuid()::text"
-        " ELSE (%s::text[])[1 + n %% 5] END FROM generate_series(1, %s) AS n",
-        (TENANTS, ROWS),
-    )
-    database.query("INSERT INTO roles SELECT id, id FROM profiles")
-
-
-def migration_set(directory: pathlib.Path) -> MigrationSet:
-    step = {
-        "change_type": {
-            "table": "public.profiles",
-            "column": "tenant_id",
-            "to": "uuid",
-            "key": "id",
-            "not_null": True,
-            "indexes": [{"name": "profiles_tenant", "columns": "tenant_id"}],
-            "references": {"name": "profiles_tenant_fk", "table": "public.tenants", "columns": "id"},
-            "on_invalid": "quarantine",
-            "batch": 100,
-            "pause": "20ms",
-        }
-    }
-    retry = {"attempts": 200, "max_delay": "200ms", "deadline": "60s"}
-    return MigrationSet(directory).add("001", steps=[step], lock_timeout="100ms", retry=retry)
-
-
-class Client:
-    """Writes rows all the time, each of which must be there in the end as it was last written."""
-
-    def __init__(self, database: Database) -> None:
-        self.failures: list[str] = []
-        self.written: dict[int, str] = {}
-        self._database = database
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        choice = random.Random(SEED)
-        good = [number for number in range(1, ROWS + 1) if number % 50 > 1]
-        with contextlib.closing(self._database.connect()) as connection, connection.cursor() as cursor:
-            new = ROWS
-            while not self._stop.is_set():
-                tenant = choice.choice(TENANTS)
-                try:
-                    if choice.random() < 0.7:
-                        number = choice.choice(good)
-                        cursor.execute("UPDATE profiles SET tenant_id = %s WHERE id = %s", (tenant.upper(), number))
-                    else:
-                        new += 1
-                        number = new
-                        cursor.execute("INSERT INTO profiles (id, tenant_id) VALUES (%s, %s)", (number, tenant))
-                    self.written[number] = tenant
-                except psycopg2.Error as exc:
-                    self.failures.append(str(exc))
-                time.sleep(0.002)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")]
 
 
 @pytest.fixture(scope="module")
-def seconds(pg_server: PgServer, tmp_path_factory: pytest.TempPathFactory) -> float:
+def server() -> t.Iterator[PgServer]:
+    """Of its own, as it is made to fall."""
+    with running_server() as found:
+        yield found
+
+
+def prepare(database: Database) -> None:
+    run(SET, database, only=("000_baseline",), include_manual=("000_baseline",))
+    fill(database, ROWS, every=EVERY)
+
+
+@pytest.fixture(scope="module")
+def seconds(server: PgServer, tmp_path_factory: pytest.TempPathFactory) -> float:
     """How long an undisturbed run takes."""
-    with temporary_database(pg_server) as database:
+    with temporary_database(server) as database:
         prepare(database)
-        process = ModuleProcess(module_params(migration_set(tmp_path_factory.mktemp("whole") / "set"), database))
-        wait_until(lambda: sessions(database), "the run begins", 40)
-        began = time.monotonic()
-        outcome = process.wait()
-        assert outcome.returncode == 0, outcome
-        return time.monotonic() - began
+        with writers(database, ROWS, every=EVERY):
+            playbook = Playbook(tmp_path_factory.mktemp("whole"), SET, database, "worker")
+            wait_until(lambda: sessions(database), "the run begins", 40)
+            began = time.monotonic()
+            output = playbook.wait()
+            assert playbook.process.returncode == 0, output
+            return time.monotonic() - began
 
 
-def strike(kind: str, process: ModuleProcess, database: Database) -> None:
-    if kind == "kill":
-        process.kill()
+def strike(kind: str, playbook: Playbook, database: Database, clients: Writers) -> None:
+    if kind != "kill backend":
+        playbook.strike(kind, database)
         return
-    for pid in sessions(database, f"surefoot:{kind.split()[1]}%"):
-        database.query("SELECT pg_terminate_backend(%s)", (pid,))
+    pids = sessions(database, "surefoot:worker%") or sessions(database)
+    if not pids:
+        return  # it has ended already
+    clients.may_be_cut_off()
+    with contextlib.closing(database.connect()) as witness:
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: not _answers(witness), "the server falls", 60)
+    wait_until(lambda: _is_up(database), "the server is back", 60)
+
+
+def _answers(connection: t.Any) -> bool:
+    try:
+        connection.cursor().execute("SELECT true")
+        return True
+    except psycopg2.Error:
+        return False
+
+
+def _is_up(database: Database) -> bool:
+    try:
+        return bool(database.scalar("SELECT true"))
+    except psycopg2.Error:
+        return False
+
+
+def done(database: Database) -> str:
+    """What the ledger says: what is applied, and how far the next one has come."""
+    if database.scalar("SELECT to_regclass('surefoot.applied')") is None:
+        return "nothing"
+    names = [row[0] for row in database.query("SELECT migration_id FROM surefoot.applied ORDER BY applied_at")]
+    steps = database.query("SELECT migration_id, max(step) FROM surefoot.progress GROUP BY 1")
+    return f"{len(names) - 1} applied{''.join(f', {name} at {step}' for name, step in steps)}"
 
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_killed_at_a_random_moment_the_counts_add_up(
-    number: int, pg_server: PgServer, tmp_path: pathlib.Path, seconds: float
+    number: int, server: PgServer, tmp_path: pathlib.Path, seconds: float, record_property: t.Any
 ) -> None:
     chance = random.Random(SEED * 1000 + number)
-    kind, moment, back = KINDS[number % len(KINDS)], chance.uniform(0, seconds), number % 4 == 3
-    with temporary_database(pg_server) as database:
+    kind, way = KINDS[number % len(KINDS)], WAYS[number // len(KINDS) % len(WAYS)]
+    moment, back = chance.uniform(0, seconds), number % 4 == 3
+    with temporary_database(server) as database:
         prepare(database)
-        plan = migration_set(tmp_path / "set")
-        schema = dump(database, "--schema-only", "--exclude-schema=surefoot")
-        original = dict(database.query("SELECT id, tenant_id FROM profiles"))
-        client = Client(database)
-        try:
-            process = ModuleProcess(module_params(plan, database))
+        schema, before = dump(database, "--schema-only", "--exclude-schema=surefoot"), contents(database)
+        with writers(database, ROWS, every=EVERY) as clients:
+            playbook = Playbook(tmp_path, SET, database, way)
             wait_until(lambda: sessions(database), "the run begins", 40)
             time.sleep(moment)
-            strike(kind, process, database)
-            process.wait()
+            strike(kind, playbook, database, clients)
+            output = playbook.wait()
             nothing_left(database, 20)
-            if back and database.scalar("SELECT to_regclass('surefoot.progress') IS NOT NULL"):
-                begun = database.scalar("SELECT count(*) FROM surefoot.progress") or applied(database)
-                if begun:
-                    run(plan, database, state="rolled_back", to="001")
-                _is_back(database, schema, original, client)
-            assert run(plan, database)["pending"] == []
-        finally:
-            client.stop()
-        assert client.failures == []
-        _adds_up(database, client)
-        run(plan, database, state="rolled_back", to="001")
-        _is_back(database, schema, original, client)
+            where = f"{kind} of the {way} after {moment:.2f} s of {seconds:.2f} s: {done(database)}"
+            print(where)
+            assert "Traceback" not in output, (where, output)
+            if back and (database.scalar("SELECT count(*) FROM surefoot.progress") or FIRST in done_ids(database)):
+                run(SET, database, state="rolled_back", to=FIRST)
+                _is_back(database, schema, before, clients, where)
+            assert run(SET, database)["pending"] == []
+            time.sleep(0.2)
+            _adds_up(database, before, clients, where)
+            run(SET, database, state="rolled_back", to=FIRST)
+            _is_back(database, schema, before, clients, where)
+        assert clients.failures == [], where
+        assert clients.changes > 50
 
 
-def _adds_up(database: Database, client: Client) -> None:
-    """Each row is converted, or in the quarantine with what refers to it."""
-    here: dict[int, str] = dict(database.query("SELECT id, tenant_id::text FROM profiles"))
-    kept = {int(row[0]) for row in database.query("SELECT key ->> 0 FROM surefoot.quarantine")}
-    dirty = {number for number in range(1, ROWS + 1) if number % 50 < 2}
-    assert kept == dirty and not kept & set(here)
-    assert set(here) | kept == set(range(1, ROWS + 1)) | set(client.written)
-    assert {number: here[number] for number in client.written} == client.written
-    for number in range(1, ROWS + 1):
-        if number not in dirty and number not in client.written:
-            assert here[number] == TENANTS[number % 5]
-    roles = {row[0] for row in database.query("SELECT id FROM roles")}
-    assert roles == set(range(1, ROWS + 1)) - kept
+def done_ids(database: Database) -> list[str]:
+    return [row[0] for row in database.query("SELECT migration_id FROM surefoot.applied")]
 
 
-def _is_back(database: Database, schema: str, original: dict[int, str], client: Client) -> None:
-    assert dump(database, "--schema-only", "--exclude-schema=surefoot") == schema
-    now: dict[int, t.Any] = dict(database.query("SELECT id, tenant_id FROM profiles"))
-    written = dict(client.written)
-    assert {number: value for number, value in now.items() if number <= ROWS and number not in written} == {
-        number: value for number, value in original.items() if number not in written
-    }
-    assert database.scalar("SELECT count(*) FROM roles") == ROWS
+def _adds_up(database: Database, before: t.Any, clients: Writers, where: str) -> None:
+    """Rows at the start and written, less those deleted, are converted or in the quarantine, each once."""
+    with clients.paused() as written:
+        account(database, expected(before, written))
+    assert database.scalar("SELECT pg_typeof(tenant_id)::text FROM profiles LIMIT 1") == "uuid"
+    reasons = collections.Counter(
+        (row[0], row[1].partition(" (")[0])
+        for row in database.query("SELECT migration_id, reason FROM surefoot.quarantine")
+    )
+    share = ROWS // EVERY
+    assert dict(reasons) == {
+        (FIRST, "invalid value"): share,
+        (FIRST, "no parent"): share,
+        (FIRST, "null"): share,
+        ("2_1_user_roles_profile", "no parent"): share,
+        ("3_1_sidebar_features_permission", "no parent"): share,
+    }, where
+
+
+def _is_back(database: Database, schema: str, before: t.Any, clients: Writers, where: str) -> None:
+    assert dump(database, "--schema-only", "--exclude-schema=surefoot") == schema, where
+    with clients.paused() as written:
+        assert set(account(database, expected(before, written)).values()) == {0}, where

@@ -8,7 +8,7 @@ CREATE TABLE public.tenants (
 );
 CREATE TABLE public.profiles (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    tenant_id text NOT NULL,
+    tenant_id text,
     email text NOT NULL
 );
 CREATE INDEX profiles_tenant_id ON public.profiles (tenant_id);
