@@ -349,8 +349,10 @@ class Sweeps:
     # --- and back
 
     def _restore(self, migration: Migration, step: SweepStep, after: int) -> tuple[int, int, bool]:
-        """Rows whose place was taken meanwhile stay in the quarantine. Rows may refer to others that come later: as long
-        as one could be put back, the others are tried again."""
+        """Rows whose place was taken meanwhile stay in the quarantine.
+
+        Rows may refer to others that come later: as long as one could be put back, the others are tried again.
+        """
         worker = self._worker
         connection = worker.connection
         quarantine = self._ledger.quarantine(connection)
