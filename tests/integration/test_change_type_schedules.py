@@ -497,11 +497,11 @@ class World:
     def _kill(self) -> None:
         if self.engine is None:
             return
-        self.gate.open()
-        # It may be between two sessions.
+        # Again, as it may be between two sessions.
         while self.engine.running:
             for pid in sessions(self.database):
                 self.database.query("SELECT pg_terminate_backend(%s)", (pid,))
+            self.gate.open()
             time.sleep(0.01)
         with contextlib.suppress(SurefootError):
             self.engine.result(90)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import typing as t
@@ -14,6 +15,7 @@ import pytest
 from ansible_collections.surefoot.dbops.plugins.module_utils._autonomous import Autonomous
 from ansible_collections.surefoot.dbops.plugins.module_utils._backfill import Backfills
 from ansible_collections.surefoot.dbops.plugins.module_utils._context import Context
+from ansible_collections.surefoot.dbops.plugins.module_utils._errors import Interrupted, SurefootError
 from ansible_collections.surefoot.dbops.plugins.module_utils._sweep import Sweeps
 from ansible_collections.surefoot.dbops.plugins.module_utils._transaction import Transactions
 from ansible_collections.surefoot.dbops.plugins.module_utils._worker import Worker
@@ -43,7 +45,7 @@ class Gate:
         self._until: int | None = None  # None: it stops at the next place
         self._left = 0
         self._waiting = False
-        self.parts = 0
+        self._stopping = False
         for owner, name, place in _PLACES:
             patch.setattr(owner, name, self._guarded(getattr(owner, name), place))
 
@@ -56,9 +58,10 @@ class Gate:
 
     def _pass(self, place: int) -> None:
         with self._turn:
-            self.parts += place == PART
             if self._open:
                 return
+            if self._stopping:
+                raise Interrupted("stopped by the test")
             if self._until is not None and place <= self._until:
                 self._left -= 1
                 if self._left <= 0:
@@ -68,6 +71,8 @@ class Gate:
                 self._turn.notify_all()
                 self._turn.wait()
             self._waiting = False
+            if self._stopping:
+                raise Interrupted("stopped by the test")
 
     @property
     def standing(self) -> bool:
@@ -78,13 +83,22 @@ class Gate:
     def close(self) -> None:
         """Stop the engine at the next place of any kind."""
         with self._turn:
-            self._open, self._until = False, None
+            self._open, self._until, self._stopping = False, None, False
 
     def open(self) -> None:
         """Let the engine run."""
         with self._turn:
-            self._open = True
+            self._open, self._stopping = True, False
             self._turn.notify_all()
+
+    def stop(self, engine: Background[t.Any]) -> None:
+        """End the engine where it stands, as when the run is told to stop."""
+        with self._turn:
+            self._stopping, self._until, self._left = True, CALL, 1
+            self._turn.notify_all()
+        with contextlib.suppress(SurefootError):
+            engine.result()
+        self.open()
 
     def advance(self, engine: Background[t.Any], until: int, number: int = 1, patience: float = 0.15) -> bool:
         """Let the engine run to the ``number``-th next place of this kind.
