@@ -67,12 +67,13 @@ class Retyped:
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """What one entry of ``steps`` stands for. ``undo`` is None when nothing says how to go back, empty when there is
-    nothing to undo."""
+    nothing to undo. ``keeps_rows``: tables and their rows are the same afterwards."""
 
     steps: tuple[Step, ...]
     undo: tuple[Step, ...] | None = None
     checks: tuple[Check, ...] = ()
     retyped: tuple[Retyped, ...] = ()
+    keeps_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +303,7 @@ def create_index(entry: Entry, node: t.Any) -> Operation:
         (entry.sql(index.sql(table), transaction=False),),
         (entry.sql(drop, transaction=False, part="undo"),),
         (entry.check(f"index {index.name} is valid and as declared", index.check(table)),),
+        keeps_rows=True,
     )
 
 

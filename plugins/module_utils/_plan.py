@@ -387,22 +387,32 @@ class _Deploy:
         self.operations: list[Operation] = []
         self.checks: list[Check] = []
         self.own_rollback: t.Any = None
-        self._first: list[int] = []
+        self._order: list[tuple[int, int]] = []  # of each step: the operation and its number there
 
-    def add(self, operation: Operation, first: int) -> None:
+    def add(self, operation: Operation) -> None:
+        """Its steps come last; only what looks whether anything is in the way comes before indexes that are built
+        ahead of it, so that a migration that is refused has changed nothing."""
+        number = len(self.operations)
         self.operations.append(operation)
-        self._first.append(first)
         self.checks.extend(operation.checks)
+        place = len(self._order)
+        while place and self.operations[self._order[place - 1][0]].keeps_rows:
+            place -= 1
+        for position, step in enumerate(operation.steps):
+            looks = position == 0 and isinstance(step, SweepStep) and step.mode == "count"
+            self._order.insert(place if looks else len(self._order), (number, position))
+        self.steps = tuple(self.operations[number].steps[position] for number, position in self._order)
 
     def rollback(self) -> tuple[Step, ...] | None:
         """The way back that the steps bring themselves, the last one's first; None when one of them has none."""
         undo: list[Step] = []
-        for operation, first in zip(reversed(self.operations), reversed(self._first)):
+        for number, operation in reversed(list(enumerate(self.operations))):
             if operation.undo is None:
                 return None
             for step in operation.undo:
-                numbers = step.undoes if step.undoes is not None else range(len(operation.steps))
-                undo.append(dataclasses.replace(step, undoes=tuple(first + number for number in numbers)))
+                positions = step.undoes if step.undoes is not None else range(len(operation.steps))
+                undoes = tuple(self._order.index((number, position)) for position in positions)
+                undo.append(dataclasses.replace(step, undoes=undoes))
         return tuple(_restored_once(undo)) or None
 
 
@@ -638,17 +648,16 @@ class _PlanReader:
             raise PlanError(f"steps of migration {id_} is empty", location=yml.at(node))
         found = _Deploy()
         for item in nodes:
-            first = len(found.steps)
             operation = self._step(item, key, id_, transaction, found)
-            for step in operation.steps:
+            for number, step in enumerate(operation.steps):
                 if isinstance(step, SqlStep) and step.text is None:
                     self._deploy_once(step)
-                same = next((other for other in found.steps if other.name == step.name), None)
+                earlier = (*found.steps, *operation.steps[:number])
+                same = next((other for other in earlier if other.name == step.name), None)
                 if same is not None:
                     problem = f"migration {id_} has two steps named {step.name} (also on line {same.location.line})"
                     raise PlanError(problem, location=step.location, remedy="Give one of them another name.")
-                found.steps = (*found.steps, step)
-            found.add(operation, first)
+            found.add(operation)
         without = next((operation for operation in found.operations if operation.undo is None), None)
         if found.own_rollback is not None and without is not None:
             step = without.steps[0]

@@ -394,3 +394,34 @@ def test_the_documentation_has_every_key(kind: str) -> None:
     table = page.split(f"| key of `{kind}` |", 1)[1].split("\n\n", 1)[0]
     names = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert names == list(KEYS[kind])
+
+
+def test_what_is_refused_is_looked_for_before_indexes_are_built(tmp_path: pathlib.Path) -> None:
+    """And not before what may change the rows; the way back knows the steps by their new places."""
+    steps = [
+        {"sql": "a.sql", "rollback": []},
+        {"create_index": {"table": "public.t", "name": "t_p", "columns": "p"}},
+        {
+            "add_foreign_key": {
+                "table": "public.t",
+                "name": "t_p_fk",
+                "columns": "p",
+                "references": {"table": "public.p", "columns": "id"},
+                "on_invalid": "abort",
+                "key": "id",
+            }
+        },
+    ]
+    (tmp_path / "a.sql").write_text("SELECT 1;\n", encoding="utf-8")
+    found = migration(tmp_path, *steps)
+    assert [step.name for step in found.steps] == [
+        "a.sql",
+        "add_foreign_key public.t.t_p_fk: look",
+        "create_index public.t.t_p",
+        "add_foreign_key public.t.t_p_fk",
+        "add_foreign_key public.t.t_p_fk: validate",
+    ]
+    assert [(step.name.rpartition(" ")[0], step.undoes) for step in found.rollback or ()] == [
+        ("add_foreign_key public.t.t_p_fk:", (3,)),
+        ("create_index public.t.t_p:", (2,)),
+    ]
