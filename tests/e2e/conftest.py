@@ -407,3 +407,17 @@ def platform(pg_server: PgServer, _migrator: tuple[str, str], _at_005: str) -> t
     yield Platform(Database(name, pg_server), _migrator[0], Secrets(_migrator[1], *random))
     with contextlib.closing(pg_server.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def wait_for_the_end(playbook: subprocess.Popen[bytes], press: t.Callable[[], None]) -> None:
+    """Of a playbook that was told to stop.
+
+    Now and then ansible-playbook hangs after Ctrl-C, in a lock that a worker died with. Whoever sits in front of it
+    presses the keys again, and at last kills it; so what must be left behind is looked at after any of these.
+    """
+    for again in (press, playbook.kill):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            playbook.wait(30)
+            return
+        again()
+    playbook.wait(30)

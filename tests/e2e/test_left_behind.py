@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._shadow import _homes
 
-from .conftest import BIN, UNPROVEN, App
+from .conftest import BIN, UNPROVEN, App, wait_for_the_end
 
 _PATIENCE = 120.0
 
@@ -81,7 +81,7 @@ def test_the_shadow_goes_with_a_playbook_that_was_stopped(
             time.sleep(0.01)
         assert _shadows(app), "a shadow is there while the run lasts"
         send(playbook, number)
-        playbook.wait(_PATIENCE)
+        wait_for_the_end(playbook, lambda: send(playbook, number))
     end = time.monotonic() + _PATIENCE
     while _shadows(app) and time.monotonic() < end:
         time.sleep(0.1)

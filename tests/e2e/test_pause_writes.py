@@ -22,7 +22,7 @@ import yaml
 
 from ansible_collections.surefoot.dbops.plugins.module_utils._write_pause import find_pause
 
-from .conftest import BIN, UNPROVEN, App, Outcome
+from .conftest import BIN, UNPROVEN, App, Outcome, wait_for_the_end
 
 _PATIENCE = 120.0
 
@@ -268,11 +268,9 @@ def test_a_run_that_is_killed_while_nobody_writes_resumes(shop: Shop, number: si
         ) as playbook:
             _wait(lambda: shop.app.applied() == ["001_paused"] or playbook.poll() is not None)
             assert shop.marker.exists() and playbook.poll() is None, "it is paused while the run lasts"
-            if number == signal.SIGINT:
-                os.killpg(playbook.pid, number)
-            else:
-                os.kill(playbook.pid, number)
-            playbook.wait(_PATIENCE)
+            send = os.killpg if number == signal.SIGINT else os.kill
+            send(playbook.pid, number)
+            wait_for_the_end(playbook, lambda: send(playbook.pid, number))
         _wait(lambda: find_pause(shop.base, "platform") is None)
         assert not shop.marker.exists() and writer.goes_on()
     assert shop.happened() == ["paused", "resumed"]
