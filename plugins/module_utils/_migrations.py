@@ -91,12 +91,23 @@ class Migrations:
             self._record_failure(migration, text, started, attempts.number, exc)
             if not simple and not self._control.closed:
                 with contextlib.suppress(psycopg2.Error):
-                    if self._ledger.progress(self._control, migration.id, self._action):
-                        self._journal.unfinished = migration.id
+                    self._left_unfinished(migration, steps)
             raise
         self._journal.finished(migration, time.monotonic() - clock, attempts.number, attempts.held)
         if self._action == "deploy":
             self._transactions.check_after_commit(migration, limits)
+
+    def _left_unfinished(self, migration: Migration, steps: tuple[Step, ...]) -> None:
+        """What was only looked at is not begun: the plan may still be changed, and the next run looks again."""
+        progress = self._ledger.progress(self._control, migration.id, self._action)
+        if not progress:
+            return
+        done = [steps[number] for number, _statement in progress if number < len(steps)]
+        if len(done) == len(progress) and all(isinstance(step, SweepStep) and step.mode == "count" for step in done):
+            with self._control.cursor() as cursor:
+                cursor.execute(self._ledger.clear_progress_sql(self._control, migration.id))
+        else:
+            self._journal.unfinished = migration.id
 
     def _steps(
         self,

@@ -67,7 +67,7 @@ class Retyped:
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """What one entry of ``steps`` stands for. ``undo`` is None when nothing says how to go back, empty when there is
-    nothing to undo. ``keeps_rows``: tables and their rows are the same afterwards."""
+    nothing to undo. ``keeps_rows``: each table has the same columns and rows afterwards."""
 
     steps: tuple[Step, ...]
     undo: tuple[Step, ...] | None = None
@@ -458,6 +458,7 @@ def add_foreign_key(entry: Entry, node: t.Any) -> Operation:
         tuple(steps),
         tuple(undo),
         (entry.check(f"foreign key {name} is validated and as declared", foreign.check(table, columns)),),
+        keeps_rows=all(not isinstance(step, SweepStep) or step.mode == "count" for step in steps),
     )
 
 
@@ -529,4 +530,5 @@ def set_not_null(entry: Entry, node: t.Any) -> Operation:
             ),
         ),
         (entry.check(f"{where} is NOT NULL", not_null_query(table, column)),),
+        keeps_rows=True,
     )

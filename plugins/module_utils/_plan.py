@@ -390,17 +390,17 @@ class _Deploy:
         self._order: list[tuple[int, int]] = []  # of each step: the operation and its number there
 
     def add(self, operation: Operation) -> None:
-        """Its steps come last; only what looks whether anything is in the way comes before indexes that are built
-        ahead of it, so that a migration that is refused has changed nothing."""
+        """Its steps come last; only what looks whether rows are in the way comes before what leaves the rows alone, so
+        that a migration that is refused has changed nothing."""
         number = len(self.operations)
         self.operations.append(operation)
         self.checks.extend(operation.checks)
         place = len(self._order)
-        while place and self.operations[self._order[place - 1][0]].keeps_rows:
+        while place and self.operations[self._order[place - 1][0]].keeps_rows and not _looks(self.steps[place - 1]):
             place -= 1
         for position, step in enumerate(operation.steps):
-            looks = position == 0 and isinstance(step, SweepStep) and step.mode == "count"
-            self._order.insert(place if looks else len(self._order), (number, position))
+            first = position == 0 and _looks(step)
+            self._order.insert(place if first else len(self._order), (number, position))
         self.steps = tuple(self.operations[number].steps[position] for number, position in self._order)
 
     def rollback(self) -> tuple[Step, ...] | None:
@@ -414,6 +414,10 @@ class _Deploy:
                 undoes = tuple(self._order.index((number, position)) for position in positions)
                 undo.append(dataclasses.replace(step, undoes=undoes))
         return tuple(_restored_once(undo)) or None
+
+
+def _looks(step: Step) -> bool:
+    return isinstance(step, SweepStep) and step.mode == "count"
 
 
 def _restored_once(undo: t.Sequence[Step]) -> list[Step]:

@@ -279,6 +279,8 @@ class Sweeps:
         worker = self._worker
         levels: list[dict[int, str]] = [{relation: table}]
         for depth in range(_DEPTH):
+            # Else the server expects one row, and reads each table that refers to them once for each of them.
+            worker.execute("ANALYZE surefoot_moving")
             below: dict[int, str] = {}
             for parent_oid, parent in levels[depth].items():
                 for child_oid, child, action, columns, parent_columns in self._referrers(step, relation, parent_oid):

@@ -115,7 +115,8 @@ class _Writer:
         self.written: dict[str, dict[str, str | None]] = {name: {} for name in _TABLES}
         self._database = database
         self._choice = random.Random(seed)
-        self._profiles = [identifier(f"profile {number}") for number in profiles]
+        # The tenant that each profile of the generator is in at the start.
+        self._homes = {identifier(f"profile {n}"): identifier(f"tenant {1 + n % tenants}") for n in profiles}
         self._tenants = [identifier(f"tenant {number}") for number in range(1, tenants + 1)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -169,26 +170,30 @@ class _Writer:
         what, tenant = choice.random(), choice.choice(self._tenants)
         spelled = choice.choice([tenant, tenant.upper(), "{" + tenant + "}"])
         key = str(uuid.UUID(int=choice.getrandbits(128)))
-        own = [
-            id_ for id_, value in self.written["profiles"].items() if value is not None and id_ not in self._profiles
-        ]
+        own = [id_ for id_, value in self.written["profiles"].items() if value is not None and id_ not in self._homes]
         if what < 0.35:
-            key = choice.choice(self._profiles + own)
-            return "profiles", key, tenant, "UPDATE profiles SET tenant_id = %s WHERE id = %s", (spelled, key)
+            key = choice.choice([*self._homes, *own])
+            # A role is in the tenant of its user.
+            sql = (
+                "WITH r AS (UPDATE user_roles SET tenant_id = %s::uuid WHERE user_id = %s)"
+                " UPDATE profiles SET tenant_id = %s WHERE id = %s"
+            )
+            return "profiles", key, tenant, sql, (tenant, key, spelled, key)
         if what < 0.55:
             sql = "INSERT INTO profiles (id, tenant_id, email) VALUES (%s, %s, 'live')"
             return "profiles", key, tenant, sql, (key, spelled)
         if what < 0.6 and own:
             return "profiles", own[0], None, "DELETE FROM profiles WHERE id = %s", (own[0],)
         if what < 0.8:
-            user = choice.choice(self._profiles)
+            user = choice.choice(list(self._homes))
+            home = self.written["profiles"].get(user) or self._homes[user]
             # With a key of its own, so that it is known even if the server falls before it answers.
             number = 10_000_000 + choice.getrandbits(40)
             sql = (
                 "INSERT INTO user_roles (id, user_id, role_id, tenant_id) OVERRIDING SYSTEM VALUE"
                 " VALUES (%s, %s, 3, %s)"
             )
-            return "user_roles", str(number), f"{user} 3", sql, (number, user, tenant)
+            return "user_roles", str(number), f"{user} 3", sql, (number, user, home)
         permission = choice.choice(["p1", "p2", "p3"])
         sql = "INSERT INTO sidebar_features (feature_id, tenant_id, requires_permission) VALUES (%s, %s, %s)"
         return "sidebar_features", key, permission, sql, (key, tenant, permission)

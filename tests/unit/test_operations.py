@@ -396,32 +396,34 @@ def test_the_documentation_has_every_key(kind: str) -> None:
     assert names == list(KEYS[kind])
 
 
-def test_what_is_refused_is_looked_for_before_indexes_are_built(tmp_path: pathlib.Path) -> None:
+def test_what_is_refused_is_looked_for_before_anything_is_changed(tmp_path: pathlib.Path) -> None:
     """And not before what may change the rows; the way back knows the steps by their new places."""
+
+    def key(name: str) -> dict[str, t.Any]:
+        references = {"table": "public.p", "columns": "id"}
+        options = {"columns": "p", "references": references, "on_invalid": "abort", "key": "id"}
+        return {"add_foreign_key": {"table": "public.t", "name": name, **options}}
+
     steps = [
         {"sql": "a.sql", "rollback": []},
         {"create_index": {"table": "public.t", "name": "t_p", "columns": "p"}},
-        {
-            "add_foreign_key": {
-                "table": "public.t",
-                "name": "t_p_fk",
-                "columns": "p",
-                "references": {"table": "public.p", "columns": "id"},
-                "on_invalid": "abort",
-                "key": "id",
-            }
-        },
+        key("one"),
+        key("two"),
     ]
     (tmp_path / "a.sql").write_text("SELECT 1;\n", encoding="utf-8")
     found = migration(tmp_path, *steps)
     assert [step.name for step in found.steps] == [
         "a.sql",
-        "add_foreign_key public.t.t_p_fk: look",
+        "add_foreign_key public.t.one: look",
+        "add_foreign_key public.t.two: look",
         "create_index public.t.t_p",
-        "add_foreign_key public.t.t_p_fk",
-        "add_foreign_key public.t.t_p_fk: validate",
+        "add_foreign_key public.t.one",
+        "add_foreign_key public.t.one: validate",
+        "add_foreign_key public.t.two",
+        "add_foreign_key public.t.two: validate",
     ]
-    assert [(step.name.rpartition(" ")[0], step.undoes) for step in found.rollback or ()] == [
-        ("add_foreign_key public.t.t_p_fk:", (3,)),
-        ("create_index public.t.t_p:", (2,)),
+    assert [(step.name, step.undoes) for step in found.rollback or ()] == [
+        ("add_foreign_key public.t.two: undo", (6,)),
+        ("add_foreign_key public.t.one: undo", (4,)),
+        ("create_index public.t.t_p: undo", (3,)),
     ]
