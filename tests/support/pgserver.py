@@ -137,6 +137,8 @@ def running_server(
     library = os.path.join(_library_directory(programs.bindir), "pg_stat_statements.so")
     if os.path.exists(library):
         wanted["shared_preload_libraries"] = "pg_stat_statements"
+        # One server sees the statements of hundreds of tests; with the default of 5000 those of the present one get lost.
+        wanted["pg_stat_statements.max"] = 50000
     wanted.update(settings or {})
     server = EmbeddedServer(home, bindir=programs.bindir, settings=wanted, initdb_options=["--no-sync"])
     owner = open(home + ".new", "w", encoding="ascii")  # noqa: SIM115  (its lock says that this process lives)
