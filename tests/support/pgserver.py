@@ -137,7 +137,7 @@ def running_server(
     library = os.path.join(_library_directory(programs.bindir), "pg_stat_statements.so")
     if os.path.exists(library):
         wanted["shared_preload_libraries"] = "pg_stat_statements"
-        # One server sees the statements of hundreds of tests; with the default of 5000 those of the present one get lost.
+        # One server sees the statements of hundreds of tests; of 5000, the default, those of this test may be gone.
         wanted["pg_stat_statements.max"] = 50000
     wanted.update(settings or {})
     server = EmbeddedServer(home, bindir=programs.bindir, settings=wanted, initdb_options=["--no-sync"])
