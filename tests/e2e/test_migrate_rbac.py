@@ -11,10 +11,13 @@ import typing as t
 import uuid
 
 from ansible_collections.surefoot.dbops.tests.support.migrations import run
+from ansible_collections.surefoot.dbops.tests.support.outside import Outside
 from ansible_collections.surefoot.dbops.tests.support.rbac import SET, fill
 
 from .conftest import UNPROVEN, App, Outcome
-from .test_outside import Outside, accepted, aws, moto, outside  # noqa: F401  (fixtures)
+from .test_outside import accepted
+
+pytest_plugins = ["ansible_collections.surefoot.dbops.tests.support.outside"]
 
 MIGRATIONS = ["1_1_profiles_tenant_uuid", "2_1_user_roles_profile", "3_1_sidebar_features_permission"]
 
@@ -177,7 +180,7 @@ def test_the_limits_of_the_document_stop_the_run(app: App) -> None:
     assert app.database.scalar(tenant) == "text"
 
 
-def test_the_snapshot_is_confirmed_at_the_gate(app: App, outside: Outside) -> None:  # noqa: F811
+def test_the_snapshot_is_confirmed_at_the_gate(app: App, outside: Outside) -> None:
     """The boxes before the migration and during it. moto stands for AWS."""
     app.database.query("CREATE EXTENSION pg_stat_statements")
     run(SET, app.database, only=("000_baseline",), include_manual=("000_baseline",))
@@ -198,7 +201,7 @@ def test_the_snapshot_is_confirmed_at_the_gate(app: App, outside: Outside) -> No
     assert _boxes(app) == dict.fromkeys((206, 207, 208, 211, 212, 213), "pass")
 
 
-def test_a_snapshot_instead_of_a_dump_leaves_the_dry_run_open(app: App, outside: Outside) -> None:  # noqa: F811
+def test_a_snapshot_instead_of_a_dump_leaves_the_dry_run_open(app: App, outside: Outside) -> None:
     """A sample is rehearsed, and migrations that sweep all rows are not proven by it: the gate says so."""
     app.database.query("CREATE EXTENSION pg_stat_statements")
     run(SET, app.database, only=("000_baseline",), include_manual=("000_baseline",))
