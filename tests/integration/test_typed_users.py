@@ -204,7 +204,7 @@ def test_the_plan_says_which_columns_and_our_own_statements_are_no_clients(rbac:
 def test_a_backup_of_ours_is_no_client(rbac: Database, tmp_path: pathlib.Path) -> None:
     """Else a NO-GO for want of statements would be a GO when the run is tried again."""
     rbac.query("INSERT INTO tenants VALUES (%s, 'a')", (TENANT,))
-    given = {"dest": str(tmp_path), "hashes": "full"}
+    given = {"dest": str(tmp_path), "hashes": "full", "bindir": rbac.server.bindir}
     spec = postgresql_backup.argument_spec().argument_spec
     values = {name: option.get("default") for name, option in spec.items()}
     done = Invocation({**values, **rbac.params, **given}, check_mode=False, diff=False).perform(postgresql_backup.run)
