@@ -44,9 +44,22 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), c.reltuples,
 FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%s) AND
 a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p')
 """
+# The type that a text of this expression becomes by being read as it, as in a function's assignment: where the server
+# has no other conversion, a cast does the same. Without its length, as a cast cuts what an assignment refuses.
+_READ_AS = """
+WITH given AS (SELECT y.oid FROM pg_catalog.pg_type y WHERE y.typcategory = 'S'
+               AND y.oid = pg_catalog.pg_typeof((SELECT {value} FROM {table} AS t LIMIT 0)))
+SELECT pg_catalog.format_type(y.oid, -1)
+FROM given CROSS JOIN pg_catalog.pg_attribute a JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+JOIN pg_catalog.pg_type y ON y.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+WHERE a.attrelid = pg_catalog.to_regclass({name}) AND a.attname = {column} AND y.typtype IN ('b', 'e')
+AND y.typcategory <> 'S' AND NOT EXISTS (SELECT FROM pg_catalog.pg_cast x
+WHERE x.castsource = given.oid AND x.casttarget = y.oid)
+"""
 _SAY_EVERY = 5.0  # seconds
-# What the conversion of a value raises when it does not like it: see _steps.BackfillStep.
-_REFUSED = re.compile("22...|23502|23514|P0001")
+# What the conversion of a value raises when it does not like it, and 42804, an expression of a type that only a
+# function's assignment converts: see _steps.BackfillStep.
+_REFUSED = re.compile("22...|23502|23514|42804|P0001")
 
 
 class Pace:
@@ -180,6 +193,8 @@ class Backfills:
         with worker_lock(self._context, migration, limits):
             worker = self._worker
             sql = prepare_backfill(worker.connection, step)
+            if step.otherwise is not None:
+                step = self._context.with_retries(migration, limits, lambda _number: self._assignable(step))
             earlier = progress.get((number, WHOLE_STEP))
             position: list[str] | None = earlier.position if earlier is not None else None
             rows = int(earlier.rows or 0) if earlier is not None else 0
@@ -190,27 +205,27 @@ class Backfills:
 
             def attempt(_number: int) -> tuple[int, list[str] | None]:
                 with one_batch(self._context, migration, step.location, enforce=True):
-                    worker.execute(
+                    # Few messages: on a busy server each costs more than a hundred rows.
+                    found = worker.fetch(
                         f"BEGIN; SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
-                        f" SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)}"
+                        f" SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
+                        f" {sql.end(worker.connection, position)}"
                     )
-                    changed, last = self._batch(sql, position, step)
-                    if last is not None:
-                        # What a crash takes back, it takes back together with the position in the same transaction.
-                        worker.execute("SET LOCAL synchronous_commit = off")
-                    worker.execute(
-                        self._ledger.progress_sql(
-                            worker.connection,
-                            migration.id,
-                            self._action,
-                            number,
-                            WHOLE_STEP,
-                            "done" if last is None else "cursor",
-                            digest,
-                            rows=rows + changed,
-                            position=last or position,
-                        )
+                    last = found[0][0] if found else None
+                    changed = self._batch(sql, position, last, step)
+                    record = self._ledger.progress_sql(
+                        worker.connection,
+                        migration.id,
+                        self._action,
+                        number,
+                        WHOLE_STEP,
+                        "done" if last is None else "cursor",
+                        digest,
+                        rows=rows + changed,
+                        position=last or position,
                     )
+                    # What a crash takes back, it takes back together with the position in the same transaction.
+                    worker.execute(record if last is None else f"SET LOCAL synchronous_commit = off; {record}")
                 return changed, last
 
             while not finished:
@@ -226,25 +241,43 @@ class Backfills:
                 tag += f", held back {human_duration(brake.waited)}"
             self._journal.note(migration, step.name, step.location.line, tag, time.monotonic() - clock)
 
-    def _batch(self, sql: BackfillSql, position: list[str] | None, step: BackfillStep) -> tuple[int, t.Any]:
-        """How many rows were changed, and the last key that was gone through; None when no row is left."""
+    def _assignable(self, step: BackfillStep) -> BackfillStep:
+        """This one, with the conversion in ``set`` that a function's assignment would make."""
         worker = self._worker
-        found = worker.fetch(sql.end(worker.connection, position))
-        last = found[0][0] if found else None
+        found = {}
+        for column, value in step.set.items():
+            query = (
+                _READ_AS.replace("{value}", value)
+                .replace("{table}", step.table)
+                .replace("{name}", quote_literal(step.table, worker.connection))
+                .replace("{column}", quote_literal(column, worker.connection))
+            )
+            try:
+                rows = worker.fetch(query)
+            except psycopg2.Error as exc:
+                raise self._context.failed(exc, step.location, None) from None
+            found[column] = f"CAST({value} AS {rows[0][0]})" if rows else value
+        return dataclasses.replace(step, set=found)
+
+    def _batch(self, sql: BackfillSql, position: list[str] | None, last: list[str] | None, step: BackfillStep) -> int:
+        """How many rows of this batch were changed."""
+        worker = self._worker
         text = sql.batch(worker.connection, position, last, step.set)
         if step.otherwise is None:
-            return self._change(text, step), last
-        worker.execute("SAVEPOINT surefoot_batch")
+            return self._change(text, step)
         try:
-            return self._change(text, step), last
+            return self._change(text, step, before="SAVEPOINT surefoot_batch; ")
         except psycopg2.Error as exc:
             if worker.lost or not _REFUSED.fullmatch(exc.pgcode or ""):
                 raise
-        worker.execute("ROLLBACK TO SAVEPOINT surefoot_batch")
-        return self._change(sql.batch(worker.connection, position, last, step.otherwise), step), last
+        otherwise = sql.batch(worker.connection, position, last, step.otherwise)
+        return self._change(otherwise, step, before="ROLLBACK TO SAVEPOINT surefoot_batch; ")
 
-    def _change(self, text: str, step: BackfillStep) -> int:
-        """How many rows the statement changed."""
+    def _change(self, text: str, step: BackfillStep, before: str = "") -> int:
+        """How many rows the statement changed.
+
+        :param before: a statement to send ahead of it
+        """
         worker = self._worker
         statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
         names = secret_names(statement, self._options.secrets)
@@ -252,7 +285,6 @@ class Backfills:
             # Only the row of a query can be had without the server logging the statement with its secrets.
             text = f"WITH changed AS ({text} RETURNING 1) SELECT pg_catalog.count(*) FROM changed"
             statement = next(statements(io.BytesIO(text.encode()), name=str(step.location.file)))
-            load_secrets(worker.connection, names, self._options.secrets)
         batch = render(
             statement,
             variables=self._context.variables,
@@ -260,6 +292,9 @@ class Backfills:
             connection=worker.connection,
         )
         if not names:
-            return worker.change(batch)
+            return worker.change(before + batch)
+        if before:
+            worker.execute(before)
+        load_secrets(worker.connection, names, self._options.secrets)
         packed = worker.fetch(guarded_row(batch, worker.connection))[0][0]
         return int(next(value for _name, value in json.loads(packed, object_pairs_hook=list)))

@@ -112,10 +112,6 @@ class Change:
         return self.function("surefoot_convert_")
 
     @property
-    def assign(self) -> str:
-        return self.function("surefoot_assign_")
-
-    @property
     def why(self) -> str:
         return self.function("surefoot_why_not_")
 
@@ -135,14 +131,6 @@ class Change:
     @property
     def _parameter(self) -> str:
         return f"{quoted(self.column)} {self.type_of(self.column)}"
-
-    def assignment(self) -> str:
-        """The function that converts one value or fails. The backfill's: an exception handler enters a subtransaction
-        for every row, which costs more than the conversion."""
-        return (
-            f"CREATE FUNCTION {self.assign}({self._parameter}) RETURNS {self.to} {_HEAD}"
-            f"DECLARE\n  result {self.to};\nBEGIN\n  result := {self.using};\n  RETURN result;\nEND\n{_TAG};\n"
-        )
 
     def conversions(self, convert: str, why: str, *, replace: bool = False) -> str:
         """The functions that convert one value, or say why it cannot be: NULL where it can."""
@@ -210,7 +198,7 @@ class Change:
 
     def drop_functions(self) -> str:
         """Without their parameters: the type of one of them has changed by then."""
-        return f"DROP FUNCTION IF EXISTS {self.assign}, {self.convert}, {self.why}, {self.sync};\n"
+        return f"DROP FUNCTION IF EXISTS {self.convert}, {self.why}, {self.sync};\n"
 
     # -- the states of the catalog
 
@@ -314,9 +302,9 @@ class Change:
     def prepare(self) -> str:
         """Everything that is beside the old column from now on; what locks the table comes last."""
         return (
-            f"{self.precheck()}{self.assignment()}{self.conversions(self.convert, self.why)}"
+            f"{self.precheck()}{self.conversions(self.convert, self.why)}"
             f"{self.forward(strict=False)}"
-            f"REVOKE ALL ON FUNCTION {self.assign}, {self.convert}, {self.why}, {self.sync} FROM PUBLIC;\n"
+            f"REVOKE ALL ON FUNCTION {self.convert}, {self.why}, {self.sync} FROM PUBLIC;\n"
             # An expression that cannot work at all fails here, and not at the first row.
             f"SELECT pg_catalog.count({self.why}({quoted(self.column)})) FROM (SELECT {quoted(self.column)}"
             f" FROM {self.target} WHERE {quoted(self.column)} IS NOT NULL LIMIT 1) AS one;\n"
@@ -564,7 +552,8 @@ def change_type(entry: Entry, node: t.Any) -> Operation:
             name=f"{entry.name}: backfill",
             table=change.table,
             key=change.key,
-            set={change.new: f"{change.assign}({quoted(change.column)})"},
+            # An exception handler enters a subtransaction for every row, which costs more than the conversion.
+            set={change.new: f"({change.using})"},
             otherwise={change.new: f"{change.convert}({quoted(change.column)})"},
             where=f"{quoted(change.new)} IS NULL AND {quoted(change.column)} IS NOT NULL",
             batch=batch,

@@ -54,6 +54,8 @@ WHOLE_STEP = -1  # the statement number of a record about a step as a whole
 _RETRYABLE = frozenset({"55P03", "40P01", "40001"})
 _OVER_BUDGET_ATTEMPTS = 3  # work that overran the budget will overrun it again; waiting and a cold cache may not
 _FIRST_DELAY = 0.1
+# An index build or a scan with parallel workers would take from others what the pace of the backfill leaves them.
+_ONE_PROCESS = {"max_parallel_maintenance_workers": "0", "max_parallel_workers_per_gather": "0"}
 
 T = t.TypeVar("T")
 
@@ -184,6 +186,7 @@ class Context:
         return {
             "lock_timeout": f"{milliseconds(limits.lock_timeout)}ms",
             "statement_timeout": f"{milliseconds(limits.statement_timeout)}ms",
+            **(_ONE_PROCESS if migration.held_back else {}),
             **{setting: str(self.options.secrets[name]) for setting, name in migration.session_settings.items()},
         }
 

@@ -117,6 +117,11 @@ class Migration:
     session_settings: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     retyped: tuple[Retyped, ...] = ()
 
+    @property
+    def held_back(self) -> bool:
+        """Whether the plan gives a backfill of it a pause or limits."""
+        return any(isinstance(step, BackfillStep) and step.throttle.slows for step in self.steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

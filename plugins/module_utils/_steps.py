@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import typing as t
@@ -75,6 +76,11 @@ class Throttle:
     def limits(self) -> tuple[float | None, ...]:
         """All but the pause."""
         return self.max_lag, self.max_wal_rate, self.max_waiters, self.max_connections_used
+
+    @property
+    def slows(self) -> bool:
+        """Whether it can make a backfill wait."""
+        return self.pause > 0 or any(value is not None and math.isfinite(value) for value in self.limits())
 
     def or_else(self, other: Throttle) -> Throttle:
         """This one, with the other's limits where it says nothing."""

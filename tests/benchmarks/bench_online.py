@@ -10,7 +10,7 @@ machine can do; latency counts from the moment a transaction was due, so waiting
 the lines of the server's log that name a session of the migration as holder of a lock that a client waited 250 ms for.
 It judges nothing: the numbers depend on the machine, the ratios much less.
 
-    python tests/benchmarks/bench_online.py [--rows 200000] [--rate 0] [--control-seconds 20] [--batch 2000]
+    python tests/benchmarks/bench_online.py [--rows 200000] [--rate 0] [--control-seconds 120] [--batch 5000]
         [--ways control,naive,by_hand,change_type,throttled] [--throttled-batch 500] [--pause 20ms]
 
 The whole measurement, some fifteen minutes:  --rows 5000000
@@ -76,6 +76,7 @@ class Outcome:
     waits: int
     blocked: int
     slowest: list[tuple[float, float]]
+    blockers: list[str]
 
 
 class Sessions:
@@ -267,10 +268,9 @@ def measure(way: str, server: PgServer, options: argparse.Namespace) -> Outcome:
                 time.sleep(1)
                 reads, writes, failed, slowest = clients.stop(clock)
         # A line names who waits, and the next one who holds the lock.
-        holders = re.findall(r"still waiting for .*\n.*holding the lock: ([0-9, ]+)\.", server.log_text()[logged:])
-        named = [{int(pid) for pid in line.split(",")} for line in holders]
-        blocked = sum(not sessions.pids.isdisjoint(pids) for pids in named)
-        return Outcome(seconds, reads, writes, failed, len(named), blocked, slowest)
+        waits = re.findall(r"(still waiting for .*)\n.*holding the lock: ([0-9, ]+)\.", server.log_text()[logged:])
+        ours = [what for what, pids in waits if not sessions.pids.isdisjoint(int(pid) for pid in pids.split(","))]
+        return Outcome(seconds, reads, writes, failed, len(waits), len(ours), slowest, ours[:3])
 
 
 def at(values: list[float], share: float) -> float:
@@ -283,11 +283,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rate", type=int, default=0, help="transactions a second; 0: half of what is possible")
     parser.add_argument("--ways", default="control,naive,by_hand,change_type,throttled")
-    parser.add_argument("--batch", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=5000)
     parser.add_argument("--throttled-batch", type=int, default=500)
     parser.add_argument("--pause", default="20ms")
     parser.add_argument("--policy", default="quarantine", choices=("abort", "quarantine"))
-    parser.add_argument("--control-seconds", type=float, default=20)
+    parser.add_argument("--control-seconds", type=float, default=120)
     options = parser.parse_args()
     with running_server(settings=SETTINGS) as server:
         options.rate = options.rate or round(capacity(server, options.rows) / 2)
@@ -303,6 +303,8 @@ def main() -> None:
                 f"{way:12} {found.seconds:7.1f} s  {'; '.join(parts)}; {len(found.reads) + len(found.writes)} in all,"
                 f" {found.failed} failed, {found.waits} lock waits of 250 ms logged, we blocked {found.blocked}\n"
                 "    slowest: " + ", ".join(f"{milli:.0f} ms at {second:.1f} s" for second, milli in found.slowest),
+                *(f"\n    we blocked: {what}" for what in found.blockers),
+                sep="",
                 flush=True,
             )
     for way, other in (("change_type", "by_hand"), ("throttled", "control")):

@@ -73,6 +73,7 @@ CHANGE: dict[str, t.Any] = {
     },
     "batch": 30,
 }
+NOBODY = "00000000-0000-0000-0000-000000000000"
 DIRTY = (
     "UPDATE app.profiles SET tenant_id = 'not a uuid ' || id WHERE id IN (10, 20, 30);"
     " UPDATE app.profiles SET tenant_id = '99999999-0000-0000-0000-000000000000' WHERE id IN (40, 50)"
@@ -323,6 +324,49 @@ def test_value_that_is_too_long_or_too_large_is_unfit(
     assert [row[0] for row in app.query("SELECT id FROM app.w ORDER BY 1")] == [1, 3]
     run(plan, app, state="rolled_back", to="001")
     assert app.query("SELECT * FROM app.w ORDER BY 1") == [(1, good), (2, bad), (3, None)]
+
+
+@pytest.mark.parametrize(
+    ("given", "to", "values"),
+    [
+        ("text", "uuid", TENANTS),
+        ("char(36)", "uuid", TENANTS),
+        ("varchar(50)", "inet", ["10.0.0.0/8", "::/64"]),
+        ("text", "bit(4)", ["1010", "0101"]),
+        ("text", "jsonb", ['{"a": 1}', "[]"]),
+        ("text", "app.colour", ["red", "green"]),
+        ("text", "app.tenant", TENANTS),
+        ("text", "varchar(4)", ["abc", "abcd"]),
+        ("integer", "bigint", [1, 2]),
+        ("bigint", "integer", [1, 2]),
+        ("integer", "text", [1, 2]),
+    ],
+)
+def test_values_that_fit_are_converted_without_an_error_in_the_log(
+    given: str, to: str, values: list[t.Any], plan: MigrationSet, app: Database
+) -> None:
+    app.query("CREATE TYPE app.colour AS ENUM ('red', 'green')")
+    app.query(f"CREATE DOMAIN app.tenant AS uuid CHECK (VALUE <> '{NOBODY}')")
+    app.query(f"CREATE TABLE app.w (id integer PRIMARY KEY, v {given}); INSERT INTO app.w VALUES (0, NULL)")
+    for number, value in enumerate(values, 1):
+        app.query("INSERT INTO app.w VALUES (%s, %s)", (number, value))
+    plan.add("001", steps=[{"change_type": {"table": "app.w", "column": "v", "to": to, "key": "id"}}])
+    before = len(app.server.log_text())
+    run(plan, app)
+    assert "ERROR" not in app.server.log_text()[before:]
+    assert [row[0] for row in app.query("SELECT v::text FROM app.w WHERE id > 0 ORDER BY id")] == [
+        str(value) for value in values
+    ]
+
+
+@pytest.mark.parametrize(("to", "bad"), [("bit(4)", "10101"), ("boolean", 2), ("app.tenant", NOBODY)])
+def test_a_value_is_not_bent_until_it_fits(to: str, bad: str | int, plan: MigrationSet, app: Database) -> None:
+    """A cast cuts the first and takes the second for true; what is assigned does not do so, nor does a client's row."""
+    app.query(f"CREATE DOMAIN app.tenant AS uuid CHECK (VALUE <> '{NOBODY}')")
+    app.query(f"CREATE TABLE app.w (id integer PRIMARY KEY, v {'integer' if to == 'boolean' else 'text'})")
+    app.query("INSERT INTO app.w VALUES (1, %s)", (bad,))
+    plan.add("001", steps=[{"change_type": {"table": "app.w", "column": "v", "to": to, "key": "id"}}])
+    assert fails(VerificationFailed, plan, app).details["total"] == 1
 
 
 def test_rehearsal_proves_the_way_back_and_traces_the_locks(plan: MigrationSet, app: Database) -> None:

@@ -122,6 +122,21 @@ def test_the_pace_of_a_backfill_that_is_half_done_can_be_changed(plan: Migration
     assert run(plan, database)["changed"] is False
 
 
+@pytest.mark.parametrize(("pace", "alone"), [({}, False), ({"max_lag": "none"}, False), ({"pause": "1ms"}, True)])
+def test_who_holds_back_takes_no_parallel_workers(
+    pace: dict[str, str], alone: bool, plan: MigrationSet, database: Database
+) -> None:
+    """All parts of such a migration: its scans and index builds as well."""
+    asked = " + ".join(
+        f"current_setting('max_parallel_{name}')::int" for name in ("maintenance_workers", "workers_per_gather")
+    )
+    fill(database, plan, 20, set={"done": f"{asked} > 0"}, **pace)
+    plan.add("002_look", f"UPDATE big SET filler = {asked};")
+    run(plan, database)
+    assert database.query("SELECT DISTINCT done FROM big") == [(not alone,)]
+    assert database.scalar("SELECT min(filler::int) FROM big") > 0  # the next migration is another matter
+
+
 def test_backfill_waits_for_a_replica_and_resumes(pg_server: PgServer, database: Database, plan: MigrationSet) -> None:
     database.query("CREATE TABLE big (id int PRIMARY KEY, done boolean)")
     database.query("INSERT INTO big SELECT generate_series(1, 100)")
