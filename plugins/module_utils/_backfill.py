@@ -47,10 +47,10 @@ a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s) AND c.relkind IN ('r', 'p'
 # The type that a text of this expression becomes by being read as it, as in a function's assignment: where the server
 # has no other conversion, a cast does the same. Without its length, as a cast cuts what an assignment refuses.
 _READ_AS = """
-WITH given AS (SELECT y.oid FROM pg_catalog.pg_type y WHERE y.typcategory = 'S'
-               AND y.oid = pg_catalog.pg_typeof((SELECT {value} FROM {table} AS t LIMIT 0)))
+WITH surefoot_given AS (SELECT y.oid FROM pg_catalog.pg_type y WHERE y.typcategory = 'S'
+                        AND y.oid = pg_catalog.pg_typeof((SELECT {value} FROM {table} AS t LIMIT 0)))
 SELECT pg_catalog.format_type(y.oid, -1)
-FROM given CROSS JOIN pg_catalog.pg_attribute a JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+FROM surefoot_given AS given CROSS JOIN pg_catalog.pg_attribute a JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
 JOIN pg_catalog.pg_type y ON y.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
 WHERE a.attrelid = pg_catalog.to_regclass({name}) AND a.attname = {column} AND y.typtype IN ('b', 'e')
 AND y.typcategory <> 'S' AND NOT EXISTS (SELECT FROM pg_catalog.pg_cast x

@@ -214,6 +214,15 @@ def test_a_backup_of_ours_is_no_client(rbac: Database, tmp_path: pathlib.Path) -
     assert finding(rbac).verdict == "not_measured"
 
 
+def test_a_run_and_its_way_back_are_no_clients(rbac: Database) -> None:
+    """The same, with every text that a run sends."""
+    rbac.query("INSERT INTO tenants VALUES (%s, 'a')", (TENANT,))
+    run(SET, rbac)
+    run(SET, rbac, state="rolled_back", to="1_1_profiles_tenant_uuid")
+    assert rbac.scalar("SELECT count(*) FROM statistics.pg_stat_statements WHERE query ~ 'pg_typeof.*tenant_id'") >= 1
+    assert finding(rbac).verdict == "not_measured"
+
+
 def test_prepared_statements_of_every_column_fail_once_after_the_swap(rbac: Database) -> None:
     """Why the kind is listed: what the remedy says happens."""
     fill(rbac, 20, every=1000)
