@@ -120,7 +120,9 @@ class Migration:
     @property
     def held_back(self) -> bool:
         """Whether the plan gives a backfill of it a pause or limits."""
-        return any(isinstance(step, BackfillStep) and step.throttle.slows for step in self.steps)
+        return any(
+            isinstance(step, BackfillStep) and step.throttle.slows for step in (*self.steps, *(self.rollback or ()))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
