@@ -246,11 +246,11 @@ class Backfills:
         worker = self._worker
         found = {}
         for column, value in step.set.items():
-            query = (
-                _READ_AS.replace("{value}", value)
-                .replace("{table}", step.table)
-                .replace("{name}", quote_literal(step.table, worker.connection))
-                .replace("{column}", quote_literal(column, worker.connection))
+            query = _READ_AS.format(
+                value=value,
+                table=step.table,
+                name=quote_literal(step.table, worker.connection),
+                column=quote_literal(column, worker.connection),
             )
             try:
                 rows = worker.fetch(query)

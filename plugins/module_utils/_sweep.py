@@ -186,7 +186,7 @@ class Sweeps:
         return ", ".join(f"{prefix}surefoot_key_{number}" for number in range(len(step.key)))
 
     def _count(self, migration: Migration, step: SweepStep) -> None:
-        text = _COUNT.replace("{rows}", step.rows).replace("{keys}", self._keys(step)).replace("{listed}", str(LISTED))
+        text = _COUNT.format(rows=step.rows, keys=self._keys(step), listed=LISTED)
         try:
             total, reasons, listed = self._worker.fetch(text)[0]
         except psycopg2.Error as exc:
@@ -232,18 +232,20 @@ class Sweeps:
         relation = self._oid(table)
         worker.execute(_MOVING)
         worker.execute(
-            _ROOTS.replace("{relation}", str(relation))
-            .replace("{table}", table)
-            .replace("{rows}", step.rows)
-            .replace("{keys}", self._keys(step, "f."))
-            .replace("{batch}", str(step.batch))
-            .replace("{join}", " AND ".join(f"q.surefoot_key_{n} = t.{key}" for n, key in enumerate(quoted)))
-            .replace("{order}", ", ".join(f"t.{key}" for key in quoted))
+            _ROOTS.format(
+                relation=relation,
+                table=table,
+                rows=step.rows,
+                keys=self._keys(step, "f."),
+                batch=step.batch,
+                join=" AND ".join(f"q.surefoot_key_{n} = t.{key}" for n, key in enumerate(quoted)),
+                order=", ".join(f"t.{key}" for key in quoted),
+            )
         )
         found = int(worker.fetch("SELECT pg_catalog.count(*) FROM surefoot_moving")[0][0])
         if not found:
             return 0, 0, False
-        worker.execute(_STILL.replace("{rows}", step.rows.replace(ONLY, _CHOSEN)))
+        worker.execute(_STILL.format(rows=step.rows.replace(ONLY, _CHOSEN)))
         levels = self._collect(step, relation, table)
         for depth in range(len(levels) - 1, -1, -1):
             for oid, name in levels[depth].items():
@@ -253,12 +255,14 @@ class Sweeps:
                 )
         keys = ", ".join(f"m.row -> {quote_literal(name, connection)}" for name in step.key)
         worker.execute(
-            _KEEP.replace("{quarantine}", self._ledger.quarantine(connection))
-            .replace("{run}", quote_literal(self._ledger.run_id, connection))
-            .replace("{set}", quote_literal(self._ledger.set_name, connection))
-            .replace("{migration}", quote_literal(migration.id, connection))
-            .replace("{table}", quote_literal(table, connection))
-            .replace("{keys}", keys)
+            _KEEP.format(
+                quarantine=self._ledger.quarantine(connection),
+                run=quote_literal(self._ledger.run_id, connection),
+                set=quote_literal(self._ledger.set_name, connection),
+                migration=quote_literal(migration.id, connection),
+                table=quote_literal(table, connection),
+                keys=keys,
+            )
         )
         moved = int(worker.fetch("SELECT pg_catalog.count(*) FROM surefoot_moving WHERE depth = 0")[0][0])
         return moved, 0, True
@@ -310,9 +314,7 @@ class Sweeps:
     ) -> list[tuple[int, str, str, t.Sequence[str], t.Sequence[str]]]:
         worker = self._worker
         found: list[tuple[int, str, str, t.Sequence[str], t.Sequence[str]]] = []
-        for oid, schema, name, kind, action, columns, refers in worker.fetch(
-            _REFERRERS.replace("{relation}", str(parent))
-        ):
+        for oid, schema, name, kind, action, columns, refers in worker.fetch(_REFERRERS.format(relation=parent)):
             if kind != "r":
                 raise PlanError(
                     f"{schema}.{name} is partitioned and refers to rows that may have to be moved",
@@ -340,12 +342,14 @@ class Sweeps:
             for one, other in zip(columns, parent_columns)
         )
         self._worker.execute(
-            _DEPENDENTS.replace("{child_oid}", str(child[0]))
-            .replace("{child}", child[1])
-            .replace("{parent_oid}", str(parent[0]))
-            .replace("{parent}", parent[1])
-            .replace("{join}", join)
-            .replace("{depth}", str(depth))
+            _DEPENDENTS.format(
+                child_oid=child[0],
+                child=child[1],
+                parent_oid=parent[0],
+                parent=parent[1],
+                join=join,
+                depth=depth,
+            )
         )
 
     # --- and back
@@ -359,11 +363,13 @@ class Sweeps:
         connection = worker.connection
         quarantine = self._ledger.quarantine(connection)
         kept = worker.fetch(
-            _KEPT.replace("{quarantine}", quarantine)
-            .replace("{set}", quote_literal(self._ledger.set_name, connection))
-            .replace("{migration}", quote_literal(migration.id, connection))
-            .replace("{after}", str(after))
-            .replace("{batch}", str(step.batch))
+            _KEPT.format(
+                quarantine=quarantine,
+                set=quote_literal(self._ledger.set_name, connection),
+                migration=quote_literal(migration.id, connection),
+                after=after,
+                batch=step.batch,
+            )
         )
         restored = 0
         for id_, table, dependents in kept:
@@ -398,7 +404,7 @@ class Sweeps:
         literal = quote_literal(table, connection)
         names = [
             quote_identifier(str(found[0]), connection)
-            for found in self._worker.fetch(_COLUMNS.replace("{table}", literal).replace("{row}", row))
+            for found in self._worker.fetch(_COLUMNS.format(table=literal, row=row))
         ]
         if not names:
             raise SqlError(f"there is no table {table} to put rows back into", sqlstate="42P01")

@@ -359,6 +359,18 @@ def test_values_that_fit_are_converted_without_an_error_in_the_log(
     ]
 
 
+@pytest.mark.parametrize("policy", ["abort", "quarantine"])
+def test_an_expression_may_speak_of_braces(policy: str, plan: MigrationSet, app: Database) -> None:
+    """As the texts do that it is put into."""
+    app.query("CREATE TABLE app.w (id integer PRIMARY KEY, v text)")
+    app.query("INSERT INTO app.w VALUES (1, %s), (2, %s)", ("{keys}" + TENANTS[0], "{table}" + TENANTS[1]))
+    using = "replace(replace(v, '{keys}', ''), '{table}', '')::uuid"
+    step = {"table": "app.w", "column": "v", "to": "uuid", "key": "id", "using": using, "on_invalid": policy}
+    plan.add("001", steps=[{"change_type": step}])
+    run(plan, app)
+    assert [row[0] for row in app.query("SELECT v::text FROM app.w ORDER BY id")] == TENANTS[:2]
+
+
 @pytest.mark.parametrize(("to", "bad"), [("bit(4)", "10101"), ("boolean", 2), ("app.tenant", NOBODY)])
 def test_a_value_is_not_bent_until_it_fits(to: str, bad: str | int, plan: MigrationSet, app: Database) -> None:
     """A cast cuts the first and takes the second for true; what is assigned does not do so, nor does a client's row."""
