@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -39,7 +40,8 @@ def _to_all(playbook: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """The workers, which are groups of their own, as well."""
     children = pathlib.Path(f"/proc/{playbook.pid}/task/{playbook.pid}/children").read_text(encoding="ascii").split()
     for pid in (playbook.pid, *map(int, children)):
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _to_the_playbook(playbook: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -91,14 +91,21 @@ def strike(kind: str, playbook: Playbook, database: Database, clients: Writers) 
     if kind != "kill backend":
         playbook.strike(kind, database)
         return
-    pids = sessions(database, "surefoot:worker%") or sessions(database)
-    if not pids:
-        return  # it has ended already
     clients.may_be_cut_off()
     with contextlib.closing(database.connect()) as witness:
-        os.kill(pids[0], signal.SIGKILL)
+        if not _kill_one(database):
+            return
         wait_until(lambda: not _answers(witness), "the server falls", 60)
     wait_until(lambda: _is_up(database), "the server is back", 60)
+
+
+def _kill_one(database: Database) -> bool:
+    """Kill a backend of the run; False when it has none any more."""
+    while pids := sessions(database, "surefoot:worker%") or sessions(database):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile: another one will do
+            os.kill(pids[0], signal.SIGKILL)
+            return True
+    return False
 
 
 def _answers(connection: t.Any) -> bool:
